@@ -1,0 +1,1 @@
+"""Settings shipped with yolokd: default.yaml and one ready recipe per method."""

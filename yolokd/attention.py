@@ -1,0 +1,238 @@
+"""Where a teacher's map is strong, and masks made from that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from yolokd.adapters import as_float
+
+Direction = Literal["high", "low", "random"]
+
+
+def _strength(feature: torch.Tensor, eps: float = 1e-6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return |F| detached in float32 and its (population) deviation in each image with shape (B, 1, 1, 1).
+
+    Attention is computed on |F| divided by that deviation: raw SiLU maps are so small that a softmax over them is
+    nearly flat, and scaled maps make a temperature mean the same for every model and level (our reading).
+    """
+    strength = as_float(feature.detach()).abs()
+    variance = (strength - strength.mean(dim=(1, 2, 3), keepdim=True)).square().mean(dim=(1, 2, 3), keepdim=True)
+    return strength, variance.sqrt().clamp_min(eps)
+
+
+def spatial_attention(feature: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
+    """Return the attention of positions, A_s = H * W * softmax over positions of (mean over channels of |F| / tau).
+
+    The form is that of FGD (Yang et al. 2022, arXiv 2111.11837), on |F| scaled to unit deviation in each
+    image.
+
+    Args:
+        feature (torch.Tensor): Map with shape (B, C, H, W).
+        temperature (float): Temperature tau, above 0.
+
+    Returns:
+        (torch.Tensor): Attention with shape (B, 1, H, W) and mean 1 in each image, detached, in float32.
+    """
+    strength, deviation = _strength(feature)
+    logits = strength.mean(dim=1, keepdim=True) / (deviation * temperature)  # (B, 1, H, W)
+    return (logits.flatten(1).softmax(dim=1) * logits[0].numel()).view_as(logits)
+
+
+def channel_attention(feature: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
+    """Return the attention of channels, A_c = C * softmax over channels of (mean over positions of |F| / tau).
+
+    The form is that of FGD (Yang et al. 2022, arXiv 2111.11837), on |F| scaled to unit deviation in each
+    image.
+
+    Args:
+        feature (torch.Tensor): Map with shape (B, C, H, W).
+        temperature (float): Temperature tau, above 0.
+
+    Returns:
+        (torch.Tensor): Attention with shape (B, C, 1, 1) and mean 1 in each image, detached, in float32.
+    """
+    strength, deviation = _strength(feature)
+    logits = strength.mean(dim=(2, 3), keepdim=True) / (deviation * temperature)  # (B, C, 1, 1)
+    return logits.softmax(dim=1) * logits.shape[1]
+
+
+def _top(scores: torch.Tensor, budget: torch.Tensor, most: int, equal: bool) -> torch.Tensor:
+    """Pick the highest scores of each row, the first ones among equals.
+
+    `topk` without order is more than twice as fast as a sort (2.0 against 5.3 ms for 16 x 6400 on one CPU core,
+    `kthvalue` 2.1 ms) and, unlike `kthvalue`, allowed on CUDA where deterministic algorithms are asked for.
+
+    Args:
+        scores (torch.Tensor): Scores with shape (..., M).
+        budget (torch.Tensor): Number to pick, broadcastable to (..., 1), int64.
+        most (int): Largest number in `budget`.
+        equal (bool): Whether all numbers in `budget` are equal.
+
+    Returns:
+        (torch.Tensor): True where picked, shape (..., M), bool.
+    """
+    if most == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    best = scores.topk(most, dim=-1, sorted=not equal).values
+    if equal:
+        threshold = best.amin(dim=-1, keepdim=True)
+    else:
+        last = (budget - 1).clamp_min(0).expand(*scores.shape[:-1], 1)
+        threshold = best.gather(-1, last)  # (..., 1)
+    above, level = scores > threshold, scores == threshold
+    free = budget - above.sum(dim=-1, keepdim=True)
+    return above | (level & (level.cumsum(dim=-1) <= free))
+
+
+def quantile_mask(
+    attention: torch.Tensor,
+    ratio: float,
+    direction: Direction = "high",
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return a mask that is 0 on exactly round(ratio * n) of an image's n entries and 1 elsewhere.
+
+    Args:
+        attention (torch.Tensor): Attention with shape (B, ...), for instance (B, 1, H, W) or (B, C, 1, 1).
+        ratio (float): Share of entries to mask in each image, in [0, 1].
+        direction (Direction): Mask the `high` or the `low` entries (the first ones among equals), or `random` ones.
+        generator (torch.Generator, optional): CPU generator that `random` draws from.
+
+    Returns:
+        (torch.Tensor): Mask shaped like the attention, detached, in float32.
+    """
+    scores = attention.detach().flatten(1)  # (B, n)
+    if direction == "random":
+        scores = torch.rand(scores.shape, generator=generator).to(scores.device)
+    elif direction == "low":
+        scores = -scores
+    count = round(ratio * scores.shape[1])
+    picked = _top(scores, torch.full((1,), count, device=scores.device), most=count, equal=True)
+    return (~picked).float().view_as(attention)
+
+
+def keep_grids(size: tuple[int, int], grids: Sequence[int], smallest: int = 5) -> list[int]:
+    """Return the grids that are fine for a map: grid 1 always, another where each cell has at least 5 x 5 positions.
+
+    Args:
+        size (tuple[int, int]): Height and width of the map.
+        grids (Sequence[int]): Cells per side.
+        smallest (int): Least height and width of a cell.
+
+    Returns:
+        (list[int]): The kept grids in the given order; [1] where none is left.
+    """
+    return [grid for grid in grids if grid == 1 or min(size) // grid >= smallest] or [1]
+
+
+def _cell_of(length: int, grid: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first position of each of `grid` cells along a side, and the cell of each position."""
+    starts = torch.arange(grid, device=device) * length // grid
+    cells = ((torch.arange(length, device=device) + 1) * grid - 1) // length  # inverse of the line above
+    return starts, cells
+
+
+def _to_cells(values: torch.Tensor, grid: int, fill: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut maps (B, H, W) into cells with shape (B, g, g, h * w), filled up to one size, with their sizes (g, g, 1)."""
+    height, width = values.shape[-2:]
+    sides = []
+    for length in (height, width):
+        starts, _ = _cell_of(length, grid, values.device)
+        ends = torch.cat((starts[1:], starts.new_full((1,), length)))
+        positions = starts[:, None] + torch.arange(-(-length // grid), device=values.device)  # (g, longest cell)
+        sides.append((positions.clamp_max(length - 1), positions < ends[:, None], ends - starts))
+    (rows, rows_in, heights), (columns, columns_in, widths) = sides
+    cells = values[:, rows[:, None, :, None], columns[None, :, None, :]]  # (B, H, W) -> (B, g, g, h, w)
+    inside = rows_in[:, None, :, None] & columns_in[None, :, None, :]
+    return cells.masked_fill(~inside, fill).flatten(3), (heights[:, None] * widths)[..., None]
+
+
+def cell_mask(attention: torch.Tensor, ratio: float, grid: int) -> torch.Tensor:
+    """Return a mask that is 0 on the round(ratio * n) highest of the n positions of each cell and 1 elsewhere.
+
+    The map is cut into grid x grid cells with borders at floor(i * H / grid), so that sizes differ by at most one. A
+    softmax within a cell would not change the order there, so the attention of the whole map serves.
+
+    Args:
+        attention (torch.Tensor): Attention with shape (B, 1, H, W).
+        ratio (float): Share of positions to mask in each cell, in [0, 1].
+        grid (int): Cells per side, at most the shorter side.
+
+    Returns:
+        (torch.Tensor): Mask with shape (B, 1, H, W), detached, in float32.
+    """
+    if grid == 1:
+        return quantile_mask(attention, ratio)
+    height, width = attention.shape[-2:]
+    longest = -(-height // grid), -(-width // grid)
+    scores, sizes = _to_cells(attention.detach().squeeze(1), grid, fill=-torch.inf)
+    budget = torch.zeros_like(sizes)
+    for size in {h * w for h in (height // grid, longest[0]) for w in (width // grid, longest[1])}:
+        budget = torch.where(sizes == size, round(ratio * size), budget)
+    most = round(ratio * (longest[0] * longest[1]))
+    picked = _top(scores, budget, most=most, equal=height % grid == 0 and width % grid == 0)
+    picked = picked.view(*picked.shape[:-1], *longest)  # (B, g, g, h, w)
+    starts_y, cells_y = _cell_of(height, grid, attention.device)
+    starts_x, cells_x = _cell_of(width, grid, attention.device)
+    y = torch.arange(height, device=attention.device) - starts_y[cells_y]
+    x = torch.arange(width, device=attention.device) - starts_x[cells_x]
+    masked = picked[:, cells_y[:, None], cells_x[None, :], y[:, None], x[None, :]]  # -> (B, H, W)
+    return masked.logical_not().float().unsqueeze(1)
+
+
+def cell_mean(values: torch.Tensor, grid: int) -> torch.Tensor:
+    """Replace each value by the mean of its cell; see `cell_mask` for the cells.
+
+    Args:
+        values (torch.Tensor): Map with shape (B, 1, H, W).
+        grid (int): Cells per side, at most the shorter side.
+
+    Returns:
+        (torch.Tensor): Map with shape (B, 1, H, W).
+    """
+    height, width = values.shape[-2:]
+    cells, sizes = _to_cells(values.squeeze(1), grid, fill=0.0)
+    means = cells.sum(dim=-1) / sizes.squeeze(-1)  # (B, g, g)
+    _, cells_y = _cell_of(height, grid, values.device)
+    _, cells_x = _cell_of(width, grid, values.device)
+    return means[:, cells_y[:, None], cells_x[None, :]].unsqueeze(1)
+
+
+class RandomSource(nn.Module):
+    """A random stream of a method's own, which travels with state dicts, copies and pickles.
+
+    In training it moves on from draw to draw; in evaluation each draw starts from the seed, so that looking at the
+    validation loss does not change the training.
+    """
+
+    def __init__(self, seed: int):
+        """Start the stream at a seed."""
+        super().__init__()
+        self.seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def generator(self) -> torch.Generator:
+        """Return the CPU generator to draw from now."""
+        return self._generator if self.training else torch.Generator().manual_seed(self.seed)
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Return the generator's state, uint8."""
+        return self._generator.get_state()
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Continue from a state returned by `get_extra_state`."""
+        self._generator.set_state(state.cpu())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hand out the generator as its state: not every torch version copies and pickles generators."""
+        return {**self.__dict__, "_generator": self._generator.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the generator back from its state."""
+        self.__dict__.update(state)
+        self._generator = torch.Generator()
+        self._generator.set_state(state["_generator"])

@@ -1,0 +1,10 @@
+"""The one exception that means: the user can mend this."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for; the message names the key, the value and the fix.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,209 @@
+"""CKD: regions of the student drawn to the teacher's view of the same region and away from all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou
+
+from yolokd.adapters import as_float
+from yolokd.losses.base import DistillLoss
+from yolokd.regions import Proposer, as_rois, pool, rows_by_level
+from yolokd.taps import Pair, Taps, Targets
+
+
+def contrast(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    excluded: torch.Tensor,
+    queue: torch.Tensor,
+    queue_valid: torch.Tensor,
+    temperature: float = 0.07,
+) -> torch.Tensor:
+    """Return each region's InfoNCE term: minus the log-probability of its own teacher vector among all.
+
+    The positive pair is part of the denominator. Vectors are scaled to unit length here.
+
+    Args:
+        student (torch.Tensor): Student's vectors with shape (N, D).
+        teacher (torch.Tensor): Teacher's vectors of the same regions with shape (N, D).
+        excluded (torch.Tensor): True where teacher row j is no negative of region i, shape (N, N), bool; the diagonal
+            is not read.
+        queue (torch.Tensor): Further negatives with shape (Q, D).
+        queue_valid (torch.Tensor): False for places of the queue not filled yet, shape (Q,), bool.
+        temperature (float): Divides the cosine similarities.
+
+    Returns:
+        (torch.Tensor): Terms with shape (N,), in float32 (float64 for float64 input).
+    """
+    student, teacher = F.normalize(as_float(student), dim=-1), F.normalize(as_float(teacher), dim=-1)
+    with torch.autocast(student.device.type, enabled=False):
+        similarity = student @ torch.cat((teacher, queue.to(teacher.dtype))).T / temperature  # (N, N + Q)
+    own = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    hidden = torch.cat((excluded & ~own, ~queue_valid.expand(len(student), -1)), dim=1)
+    similarity = similarity.masked_fill(hidden, float("-inf"))
+    terms: torch.Tensor = similarity.logsumexp(-1) - similarity.diagonal()
+    return terms
+
+
+def overlapping(regions: torch.Tensor, real: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return which regions are no negatives of each other: those of one image that overlap, and rows that do not count.
+
+    Args:
+        regions (torch.Tensor): Boxes in pixels with shape (B, R, 4).
+        real (torch.Tensor): Mask of the rows that count with shape (B, R), bool.
+        threshold (float): IoU above which two regions of one image are not negatives.
+
+    Returns:
+        (torch.Tensor): Mask with shape (B * R, B * R), bool.
+    """
+    batch, count = regions.shape[:2]
+    rows = regions.flatten(0, 1)
+    image = torch.arange(batch, device=regions.device).repeat_interleave(count)
+    same = image[:, None] == image[None]
+    return (same & (box_iou(rows, rows) > threshold)) | ~real.flatten()
+
+
+def gathered(keys: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the vectors and masks of all processes; their counts may differ.
+
+    Args:
+        keys (torch.Tensor): This process's vectors with shape (N, D).
+        valid (torch.Tensor): Their mask with shape (N,), bool.
+
+    Returns:
+        (tuple[torch.Tensor, torch.Tensor]): The same for all processes in order of rank, padded with masked rows.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return keys, valid
+    most = torch.tensor(len(keys), device=keys.device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    missing = int(most) - len(keys)
+    rows = F.pad(torch.cat((keys, valid[:, None].to(keys.dtype)), dim=1), (0, 0, 0, missing))  # the mask rides along
+    everyone = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, rows.contiguous())
+    everything = torch.cat(everyone)
+    return everything[:, :-1], everything[:, -1] > 0
+
+
+class CKDLoss(DistillLoss):
+    """Contrastive distillation, the relation part of G-DetKD.
+
+    Yao et al. 2021, arXiv 2108.07482. From the paper: student and teacher feature of one region are a positive pair;
+    the teacher's features of other regions and of a memory queue filled by all processes are negatives, except regions
+    that overlap this one; a shared projection, cosine similarity, temperature, InfoNCE.
+
+    Our reading:
+        - A region's feature is the mean of its 7x7 RoIAlign bins, on the level it is assigned to by its size, for both
+          sides (the paper takes the last layers of the heads).
+        - Levels and sides differ in width, so the projection is one linear layer per side and level, a ReLU, and one
+          linear layer shared by all.
+        - The teacher's projection is trained too. Under a mean squared error that would invite the constant map; here
+          the negatives forbid it, since equal vectors everywhere give the value `log(number of keys)`, and a vector
+          that ignores the input cannot do better. The queue keeps projected vectors: at its default length it spans a
+          few batches, in which the projection hardly moves.
+        - The queue is filled in training only.
+
+    Attributes:
+        queue (torch.Tensor): Teacher's unit vectors of earlier batches with shape (Q, D).
+        queue_valid (torch.Tensor): Which places are filled, shape (Q,), bool.
+        queue_next (torch.Tensor): Place that is written next, shape (), int64.
+    """
+
+    name: ClassVar[str] = "ckd"
+    paper: ClassVar[str] = "Yao et al. 2021, arXiv 2108.07482"
+    signal: ClassVar[Literal["features", "logits", "regions"]] = "regions"
+
+    queue: torch.Tensor
+    queue_valid: torch.Tensor
+    queue_next: torch.Tensor
+
+    def __init__(
+        self,
+        pair: Pair,
+        regions: int = 128,
+        positives: float = 0.25,
+        temperature: float = 0.07,
+        dim: int = 128,
+        iou: float = 0.5,
+        queue: int = 4096,
+    ):
+        """Build projections and queue.
+
+        Args:
+            pair (Pair): Channels, strides and seed of the pair.
+            regions (int): Regions per image.
+            positives (float): Largest share of regions that are labelled boxes or positive predictions.
+            temperature (float): Temperature of the contrast.
+            dim (int): Length of the projected vectors.
+            iou (float): Regions of one image that overlap more than this are not negatives of each other.
+            queue (int): Length of the queue; 0 for none.
+        """
+        super().__init__(pair)
+        self.temperature = temperature
+        self.iou = iou
+        self.proposer = Proposer(per_image=regions, positives=positives, seed=pair.seed)
+        self.student_entry = nn.ModuleList(nn.Linear(c, dim) for c in pair.student_channels)
+        self.teacher_entry = nn.ModuleList(nn.Linear(c, dim) for c in pair.teacher_channels)
+        self.projection = nn.Sequential(nn.ReLU(), nn.Linear(dim, dim))
+        self.register_buffer("queue", torch.zeros(queue, dim))
+        self.register_buffer("queue_valid", torch.zeros(queue, dtype=torch.bool))
+        self.register_buffer("queue_next", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, keys: torch.Tensor, valid: torch.Tensor) -> None:
+        """Write the teacher's unit vectors of all processes over the oldest ones of the queue.
+
+        Args:
+            keys (torch.Tensor): Unit vectors with shape (N, D).
+            valid (torch.Tensor): Which of them count, shape (N,), bool.
+        """
+        length = len(self.queue)
+        if length == 0:
+            return
+        keys, valid = gathered(keys.detach().to(self.queue.dtype), valid)
+        keys, valid = keys[-length:], valid[-length:]
+        places = (self.queue_next + torch.arange(len(keys), device=keys.device)) % length
+        self.queue[places] = keys
+        self.queue_valid[places] = valid
+        self.queue_next.copy_((self.queue_next + len(keys)) % length)
+
+    def vectors(
+        self, feats: Sequence[torch.Tensor], entry: nn.ModuleList, rois: torch.Tensor, rows: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the projected feature of each region, taken from its own level.
+
+        Args:
+            feats (Sequence[torch.Tensor]): Neck maps of one side, each with shape (B, C, H, W).
+            entry (nn.ModuleList): That side's first layer of each level.
+            rois (torch.Tensor): Image index and box in pixels with shape (N, 5).
+            rows (list[torch.Tensor]): Indices of the regions of each level.
+
+        Returns:
+            (torch.Tensor): Vectors with shape (N, D), zero for regions of no level.
+        """
+        hidden = []
+        for feature, stride, layer, index in zip(feats, self.pair.strides, entry, rows):
+            # One bin of 14x14 samples is the mean of 7x7 bins of 2x2 samples, at 1/49 of the memory.
+            pooled = pool(feature, stride, rois[index], size=1, samples=14).flatten(1)  # (n, C, 1, 1) -> (n, C)
+            hidden.append(as_float(self.projection(layer(pooled))))
+        values = torch.cat(hidden)
+        return values.new_zeros(len(rois), values.shape[1]).index_copy(0, torch.cat(rows), values)
+
+    def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
+        """Return the one part; see `DistillLoss.parts`."""
+        regions, real = self.proposer(student, targets)
+        rois, rows = as_rois(regions), rows_by_level(regions, real, student.strides)
+        queries = self.vectors(student.feats, self.student_entry, rois, rows)
+        keys = self.vectors([feature.detach() for feature in teacher.feats], self.teacher_entry, rois, rows)
+        excluded = overlapping(regions, real, self.iou)
+        terms = contrast(queries, keys, excluded, self.queue, self.queue_valid, self.temperature)
+        if self.training:
+            self.enqueue(F.normalize(keys, dim=-1), real.flatten())
+        real = real.flatten()
+        return {"": (terms * real).sum() / real.sum().clamp_min(1)}

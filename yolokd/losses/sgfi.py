@@ -1,0 +1,138 @@
+"""SGFI: each region's teacher feature imitated by a mixture of the student's levels that match it in meaning."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from yolokd.adapters import Adapters, as_float, standardize
+from yolokd.losses.base import DistillLoss
+from yolokd.regions import Proposer, as_rois, pool, rows_by_level
+from yolokd.taps import Pair, Taps, Targets
+
+SIZE = 7  # bins per side of a region; two convolutions of stride 2 take it to 1
+
+
+def level_weights(
+    student_keys: torch.Tensor, teacher_keys: torch.Tensor, temperature: torch.Tensor | float
+) -> torch.Tensor:
+    """Return how much each student level counts for each region: a softmax over the levels.
+
+    Args:
+        student_keys (torch.Tensor): Embeddings of the student's region features with shape (N, L, D).
+        teacher_keys (torch.Tensor): Embeddings of the teacher's region features with shape (N, D).
+        temperature (torch.Tensor | float): Temperature of the softmax.
+
+    Returns:
+        (torch.Tensor): Weights with shape (N, L), summing to 1 over the levels.
+    """
+    similarity = (student_keys * teacher_keys.unsqueeze(1)).sum(-1)  # (N, L, D) -> (N, L)
+    return (similarity / temperature).softmax(-1)
+
+
+def imitation_error(
+    student_regions: torch.Tensor, teacher_regions: torch.Tensor, weights: torch.Tensor, align: bool = True
+) -> torch.Tensor:
+    """Return each region's mean squared error between the weighted student levels and the teacher.
+
+    Args:
+        student_regions (torch.Tensor): Adapted features of every level with shape (N, L, C, S, S).
+        teacher_regions (torch.Tensor): Teacher's features with shape (N, C, S, S), taken as constants.
+        weights (torch.Tensor): Weights of the levels with shape (N, L).
+        align (bool): Standardise the mixture and the teacher per channel over all regions and positions before.
+
+    Returns:
+        (torch.Tensor): Errors with shape (N,), in float32 (float64 for float64 input).
+    """
+    mixture = (as_float(student_regions) * weights[..., None, None, None]).sum(1)  # (N, L, C, S, S) -> (N, C, S, S)
+    teacher = as_float(teacher_regions).detach()
+    if align and len(mixture):
+        mixture, teacher = standardize(mixture), standardize(teacher)
+    return (mixture - teacher).square().mean(dim=(1, 2, 3))
+
+
+class Embedding(nn.Sequential):
+    """The matching embedding f_embed: two convolutions of stride 2 that take a 7x7 region to one vector."""
+
+    def __init__(self, channels: int, width: int):
+        """Build the two convolutions.
+
+        Args:
+            channels (int): Input channels.
+            width (int): Length D of the vector; the hidden layer has twice as many channels.
+        """
+        super().__init__(
+            nn.Conv2d(channels, 2 * width, kernel_size=3, stride=2),  # 7x7 -> 3x3
+            nn.ReLU(inplace=True),
+            nn.Conv2d(2 * width, width, kernel_size=3, stride=2),  # 3x3 -> 1x1
+            nn.Flatten(),
+        )
+
+
+class SGFILoss(DistillLoss):
+    """Semantic-guided feature imitation, the region part of G-DetKD.
+
+    Yao et al. 2021, arXiv 2108.07482. From the paper: a region's teacher feature T comes from one level, its student
+    features S_l from every level l; `alpha = softmax_l(f_embed(f_adap(S_l)) . f_embed(T) / tau)` with f_embed shared by
+    both sides and tau learned; the term is the mean over the regions of `MSE(sum_l alpha_l f_adap(S_l), T)`.
+
+    Our reading:
+        - YOLO levels differ in width, so a region is compared at the width of the teacher level it is assigned to by
+          its size. For each teacher level there is one f_embed and one 1x1 f_adap per student level.
+        - Regions are the labelled boxes and the student's own detached predictions, positives by the task's assignment.
+        - f_embed has its ReLU between the two convolutions, not after them, so that similarities have both signs.
+        - tau is the softplus of a parameter, at least 0.01, and starts at 1.
+        - `align` standardises mixture and teacher per channel, over the regions of the same teacher level.
+
+    Attributes:
+        logit_scale (nn.Parameter): Softplus gives the temperature tau; shape (1,).
+    """
+
+    name: ClassVar[str] = "sgfi"
+    paper: ClassVar[str] = "Yao et al. 2021, arXiv 2108.07482"
+    signal: ClassVar[Literal["features", "logits", "regions"]] = "regions"
+
+    def __init__(self, pair: Pair, regions: int = 128, positives: float = 0.25, embed: int = 64, align: bool = True):
+        """Build adapters and embeddings.
+
+        Args:
+            pair (Pair): Channels, strides and seed of the pair.
+            regions (int): Regions per image.
+            positives (float): Largest share of regions that are labelled boxes or positive predictions.
+            embed (int): Length of the matching embedding.
+            align (bool): Standardise the region features per channel.
+        """
+        super().__init__(pair)
+        self.align = align
+        self.proposer = Proposer(per_image=regions, positives=positives, seed=pair.seed)
+        levels = len(pair.student_channels)
+        self.adapters = nn.ModuleList(Adapters(pair.student_channels, [c] * levels) for c in pair.teacher_channels)
+        self.embeddings = nn.ModuleList(Embedding(c, embed) for c in pair.teacher_channels)
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(math.e - 1)))  # softplus gives 1
+
+    def temperature(self) -> torch.Tensor:
+        """Return the temperature of the level softmax with shape (1,)."""
+        return F.softplus(as_float(self.logit_scale)).clamp_min(0.01)
+
+    def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
+        """Return the one part; see `DistillLoss.parts`."""
+        regions, real = self.proposer(student, targets)
+        rois = as_rois(regions)
+        errors = []
+        for level, rows in enumerate(rows_by_level(regions, real, student.strides)):
+            chosen = rois[rows]
+            # N regions of this teacher level, L student levels, C channels of the teacher level
+            pooled = [pool(f, stride, chosen, SIZE) for f, stride in zip(student.feats, student.strides)]
+            adapted = torch.stack(self.adapters[level](pooled), dim=1)  # L x (N, C, 7, 7) -> (N, L, C, 7, 7)
+            reference = pool(teacher.feats[level].detach(), teacher.strides[level], chosen, SIZE)
+            student_keys = as_float(self.embeddings[level](adapted.flatten(0, 1)))  # (N * L, C, 7, 7) -> (N * L, D)
+            teacher_keys = as_float(self.embeddings[level](reference))
+            weights = level_weights(
+                student_keys.view(*adapted.shape[:2], teacher_keys.shape[-1]), teacher_keys, self.temperature()
+            )
+            errors.append(imitation_error(adapted, reference, weights, self.align))
+        return {"": torch.cat(errors).sum() / real.sum().clamp_min(1)}

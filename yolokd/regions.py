@@ -1,0 +1,196 @@
+"""Regions of interest on the student's own predictions, and the features pooled from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torchvision.ops import roi_align
+
+from yolokd.adapters import as_float
+from yolokd.taps import Taps, Targets
+
+
+def valid_boxes(boxes: torch.Tensor, image_size: tuple[int, int], smallest: float = 1.0) -> torch.Tensor:
+    """Return boxes inside the image with a side of at least `smallest`, whatever was put in.
+
+    Args:
+        boxes (torch.Tensor): Boxes in pixels as x1, y1, x2, y2 with shape (..., 4); may be reversed or not finite.
+        image_size (tuple[int, int]): Height and width in pixels.
+        smallest (float): Smallest width and height in pixels.
+
+    Returns:
+        (torch.Tensor): Boxes in pixels with shape (..., 4).
+    """
+    height, width = image_size
+    limit = boxes.new_tensor((width, height))
+    first, second = boxes.nan_to_num(nan=0.0).chunk(2, dim=-1)
+    low = torch.minimum(torch.minimum(first, second).clamp_min(0), limit - smallest)
+    high = torch.minimum(torch.maximum(first, second), limit)
+    return torch.cat((low, torch.maximum(high, low + smallest)), dim=-1)
+
+
+def propose(
+    student: Taps, targets: Targets, per_image: int, positives: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the same number of regions in every image: labelled boxes first, then the student's predictions.
+
+    The positive part of an image is at most `round(per_image * positives)` long and consists of its labelled boxes (a
+    random choice where there are too many) and of the predictions at its positive anchors. Predictions at the other
+    anchors follow, as many as are needed to fill up, and what is left of the positive ones where even they run out.
+
+    Args:
+        student (Taps): The student's taps; the boxes are detached.
+        targets (Targets): Labelled boxes and positive anchors.
+        per_image (int): Regions R per image.
+        positives (float): Largest share of positive regions.
+        generator (torch.Generator): Generator on the CPU that the choice is drawn from.
+
+    Returns:
+        (tuple[torch.Tensor, torch.Tensor]): Valid boxes inside the image in pixels with shape (B, R, 4), float32, and
+            a mask with shape (B, R), bool, which is False on rows left over because an image has too few anchors.
+    """
+    assert student.boxes is not None
+    # B images, A anchors, G labelled boxes, P positive slots, R regions
+    with torch.no_grad():
+        decoded = student.decoded()  # (B, A, 4)
+    batch, count = decoded.shape[:2]
+    slots = min(round(per_image * positives), per_image)
+    device = decoded.device
+    labelled = torch.zeros(batch, slots + 1, 4, device=device)
+    present = torch.zeros(batch, slots + 1, dtype=torch.bool, device=device)
+    shuffle = torch.randperm(len(targets.boxes), generator=generator).to(device)
+    image = targets.image_index[shuffle]
+    owner = (image[:, None] == torch.arange(batch, device=device)).long()  # (G, B)
+    slot = (
+        ((owner.cumsum(0) - 1) * owner).sum(1).clamp_max(slots)
+    )  # place within the image; the last one is thrown away
+    labelled[image, slot] = targets.boxes[shuffle].to(labelled.dtype)
+    present[image, slot] = True
+    labelled, present = labelled[:, :slots], present[:, :slots]
+
+    # Keys order the candidates of an image: 3 labelled, 2 positive while there is room, 1 others, 0 surplus, -1 nothing.
+    chance = torch.rand(batch, count, generator=generator).to(device)
+    rank = chance.masked_fill(~targets.positives, -1).argsort(dim=1, descending=True).argsort(dim=1)
+    room = slots - present.sum(1, keepdim=True)
+    chosen = targets.positives & (rank < room)
+    anchor_key = chance + torch.where(chosen, 2.0, torch.where(targets.positives, 0.0, 1.0))
+    key = torch.cat((torch.where(present, 3.0, -1.0), anchor_key), dim=1)  # (B, P + A)
+    boxes = torch.cat((labelled, decoded), dim=1)
+    if key.shape[1] < per_image:
+        missing = per_image - key.shape[1]
+        key = nn.functional.pad(key, (0, missing), value=-1.0)
+        boxes = nn.functional.pad(boxes, (0, 0, 0, missing))
+    key, index = key.topk(per_image, dim=1)  # (B, R)
+    regions = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+    return valid_boxes(regions, student.image_size), key >= 0
+
+
+class Proposer(nn.Module):
+    """`propose` with its own random stream, which is saved and restored with the module's state.
+
+    In evaluation the stream starts anew at every call and the kept one does not move, so that validating does not
+    change the training.
+    """
+
+    def __init__(self, per_image: int, positives: float, seed: int):
+        """Seed the stream.
+
+        Args:
+            per_image (int): Regions per image.
+            positives (float): Largest share of positive regions.
+            seed (int): Seed of the stream.
+        """
+        super().__init__()
+        self.per_image = per_image
+        self.positives = positives
+        self.seed = seed
+        self.state = torch.Generator().manual_seed(seed).get_state()  # a tensor, so that the module can be copied
+
+    def forward(self, student: Taps, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return regions with shape (B, R, 4) and the mask of real ones with shape (B, R); see `propose`."""
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.training:
+            generator.set_state(self.state)
+        chosen = propose(student, targets, self.per_image, self.positives, generator)
+        if self.training:
+            self.state = generator.get_state()
+        return chosen
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Return the state of the random stream."""
+        return self.state
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Restore the state of the random stream."""
+        self.state = state.cpu()
+
+
+def assigned_level(regions: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """Return the level whose teacher map a region is compared on: the coarsest with `stride <= sqrt(w * h) / 8`.
+
+    For strides 8, 16 and 32 this is `clamp(floor(3 + log2(sqrt(w * h) / 64)), 3, 5)`; smaller regions take the finest
+    level.
+
+    Args:
+        regions (torch.Tensor): Boxes in pixels with shape (..., 4).
+        strides (Sequence[int]): Strides of the levels, finest first.
+
+    Returns:
+        (torch.Tensor): Indices into the levels with shape (...), int64.
+    """
+    size = ((regions[..., 2] - regions[..., 0]) * (regions[..., 3] - regions[..., 1])).sqrt().contiguous()
+    return torch.bucketize(size, size.new_tensor([8.0 * stride for stride in strides[1:]]), right=True)
+
+
+def rows_by_level(regions: torch.Tensor, real: torch.Tensor, strides: Sequence[int]) -> list[torch.Tensor]:
+    """Return which regions belong to each level, so that each is pooled and adapted on its own level alone.
+
+    The lengths of the lists are read back to the host, once for all levels. Without that every region would run
+    through the layers of every level.
+
+    Args:
+        regions (torch.Tensor): Boxes in pixels with shape (B, R, 4).
+        real (torch.Tensor): Mask of the rows that count with shape (B, R), bool.
+        strides (Sequence[int]): Strides of the levels, finest first.
+
+    Returns:
+        (list[torch.Tensor]): For each level, indices into the B * R regions, int64; rows that do not count are nowhere.
+    """
+    level = assigned_level(regions, strides).masked_fill(~real, len(strides)).flatten()
+    counts = (level == torch.arange(len(strides) + 1, device=level.device)[:, None]).sum(1)
+    return list(torch.split(level.argsort(stable=True), counts.tolist())[: len(strides)])
+
+
+def as_rois(regions: torch.Tensor) -> torch.Tensor:
+    """Return boxes with shape (B, R, 4) as rows of image index and box with shape (B * R, 5)."""
+    batch, count = regions.shape[:2]
+    image = torch.arange(batch, device=regions.device, dtype=regions.dtype).view(-1, 1, 1).expand(-1, count, 1)
+    return torch.cat((image, regions), dim=-1).flatten(0, 1)
+
+
+def pool(feature: torch.Tensor, stride: int, rois: torch.Tensor, size: int = 7, samples: int = 2) -> torch.Tensor:
+    """Pool regions from one map by RoIAlign (He et al. 2017, arXiv 1703.06870, section 3), in float32.
+
+    Args:
+        feature (torch.Tensor): Map with shape (B, C, H, W).
+        stride (int): Stride of the map in pixels.
+        rois (torch.Tensor): Image index and box in pixels with shape (N, 5).
+        size (int): Bins per side.
+        samples (int): Sampling points per side of a bin.
+
+    Returns:
+        (torch.Tensor): Region features with shape (N, C, size, size).
+    """
+    feature = as_float(feature)
+    with torch.autocast(feature.device.type, enabled=False):
+        pooled: torch.Tensor = roi_align(
+            feature,
+            rois.to(feature.dtype),
+            output_size=size,
+            spatial_scale=1 / stride,
+            sampling_ratio=samples,
+            aligned=True,
+        )
+    return pooled

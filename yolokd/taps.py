@@ -1,0 +1,115 @@
+"""What a method sees of a model on one batch, and of the batch's objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Neck maps and raw head output of one model on one batch, reduced to what teacher and student share.
+
+    Levels come finest first and are the same strides on both sides; anchors follow the levels, row by row, so
+    anchor counts agree as well. Classes are the matched ones, in the same order on both sides.
+
+    Attributes:
+        feats (Sequence[torch.Tensor]): Neck maps, one per level, each with shape (B, C, H, W).
+        strides (tuple[int, ...]): Stride of each level in pixels.
+        logits (torch.Tensor | None): Raw class logits with shape (B, A, K), or None where no method needs them.
+        boxes (torch.Tensor | None): Raw box output with shape (B, A, 4 * R): R bins per side (left, top, right,
+            bottom), or with R = 1 the distances themselves, in units of the stride.
+        towers (Callable | None): The model's frozen head as a function of neck maps, returning (logits, boxes) in the
+            shapes above; carried by teachers only.
+    """
+
+    feats: Sequence[torch.Tensor]
+    strides: tuple[int, ...]
+    logits: torch.Tensor | None = None
+    boxes: torch.Tensor | None = None
+    towers: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each level."""
+        return [(int(feat.shape[-2]), int(feat.shape[-1])) for feat in self.feats]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input image in pixels."""
+        height, width = self.sizes[0]
+        return height * self.strides[0], width * self.strides[0]
+
+    def anchors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cell centres in pixels with shape (A, 2) as x, y, and each anchor's stride with shape (A, 1)."""
+        device = self.feats[0].device
+        centres, strides = [], []
+        for (height, width), stride in zip(self.sizes, self.strides):
+            y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
+            x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
+            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+            centres.append(torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2))  # (H, W, 2) -> (H*W, 2)
+            strides.append(torch.full((height * width, 1), float(stride), device=device))
+        return torch.cat(centres), torch.cat(strides)
+
+    def decoded(self) -> torch.Tensor:
+        """Return the predicted boxes in pixels as x1, y1, x2, y2 with shape (B, A, 4), in float32."""
+        assert self.boxes is not None, "these taps carry no box output"
+        batch, count, channels = self.boxes.shape
+        distances = self.boxes.float()
+        if channels > 4:  # a distribution over R bins per side: its expectation
+            bins = torch.arange(channels // 4, device=distances.device, dtype=torch.float32)
+            distances = distances.view(batch, count, 4, -1).softmax(-1) @ bins  # (B, A, 4, R) -> (B, A, 4)
+        centres, strides = self.anchors()
+        left_top, right_bottom = (distances * strides).chunk(2, dim=-1)
+        return torch.cat((centres - left_top, centres + right_bottom), dim=-1)
+
+    def split(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Split per-anchor values with shape (B, A, ...) into levels with shape (B, H, W, ...)."""
+        parts = values.split([height * width for height, width in self.sizes], dim=1)
+        return [part.unflatten(1, size) for part, size in zip(parts, self.sizes)]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The labelled objects of a batch and the task's own assignment of anchors to them.
+
+    Attributes:
+        boxes (torch.Tensor): Ground-truth boxes in pixels as x1, y1, x2, y2 with shape (G, 4).
+        labels (torch.Tensor): Class index of each box with shape (G,), int64.
+        image_index (torch.Tensor): Index into the batch of each box with shape (G,), int64.
+        positives (torch.Tensor): True for anchors that the task assigned to an object, shape (B, A), bool.
+        scores (torch.Tensor): The task's target score of each anchor (its alignment with the object, 0 for
+            negatives) with shape (B, A), float32.
+    """
+
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    image_index: torch.Tensor
+    positives: torch.Tensor
+    scores: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The fixed facts about a teacher-student pair that a method builds its adapters from.
+
+    Attributes:
+        student_channels (tuple[int, ...]): Channels of the student's neck map at each shared level.
+        teacher_channels (tuple[int, ...]): Channels of the teacher's neck map at each shared level.
+        strides (tuple[int, ...]): Stride of each shared level in pixels.
+        num_classes (int): Number of matched classes.
+        student_reg_max (int): Box bins per side of the student; 1 means a head without DFL.
+        teacher_reg_max (int): Box bins per side of the teacher.
+        seed (int): Seed of whatever a method draws by itself.
+    """
+
+    student_channels: tuple[int, ...]
+    teacher_channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    num_classes: int
+    student_reg_max: int = 16
+    teacher_reg_max: int = 16
+    seed: int = 0
