@@ -1,0 +1,42 @@
+"""Knowledge distillation for stock Ultralytics YOLO; heavy parts are imported when they are first used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "DistillationTrainer": "yolokd.trainer",
+    "LOSSES": "yolokd.losses",
+    "UserError": "yolokd.errors",
+    "recipe": "yolokd.config",
+}
+
+__all__ = ["LOSSES", "DistillationTrainer", "UserError", "__version__", "recipe"]
+
+
+def _losses() -> dict[str, Any]:
+    """Return the loss classes by class name."""
+    from yolokd.losses import LOSSES
+
+    return {loss.__name__: loss for loss in LOSSES.values()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name or a loss class on first use (PEP 562): `import yolokd` alone loads no torch."""
+    from importlib import import_module
+
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+    elif name.endswith("Loss") and name in (classes := _losses()):
+        value = classes[name]
+    else:
+        raise AttributeError(f"module 'yolokd' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those not imported yet included."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,92 @@
+"""Gains found by measuring: each term's gradient at the neck against the task's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+BATCHES = 8
+GRADIENT_SCALE = 1024.0  # keeps small half-precision gradients above the underflow
+
+
+def gradient_norm(term: torch.Tensor, feats: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of a scalar's gradient at the neck maps, all levels together, as a float64 scalar tensor.
+
+    Args:
+        term (torch.Tensor): A scalar whose graph is kept.
+        feats (Sequence[torch.Tensor]): Neck maps with gradient.
+    """
+    grads = torch.autograd.grad(term * GRADIENT_SCALE, feats, retain_graph=True, allow_unused=True)
+    squares = [grad.double().square().sum() for grad in grads if grad is not None]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=term.device)
+    return total.sqrt() / GRADIENT_SCALE
+
+
+class GainCalibration:
+    """Brings each unit's gradient at the neck to its share of the task's, then holds the gain.
+
+    A unit is a method, or one part of a method. Gains are set over the first batches (a running ratio of mean norms,
+    from the first batch on) and once more over the first batches after the warm-up; each time over 8 batches in which
+    the unit had a gradient at all.
+
+    Attributes:
+        shares (dict[str, float]): Wanted ratio of each unit's gradient norm to the task's.
+        gains (dict[str, float]): Gains in force; 0 until a unit was measured once.
+    """
+
+    def __init__(self, shares: Mapping[str, float]):
+        """Start unmeasured.
+
+        Args:
+            shares (Mapping[str, float]): Wanted ratio per unit; 0 leaves a unit without effect.
+        """
+        self.shares = dict(shares)
+        self.gains = dict.fromkeys(self.shares, 0.0)
+        self.window = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self.sums = {unit: [0.0, 0.0, 0] for unit in self.shares}  # task norms, unit norms, batches
+
+    def wants(self, warmed_up: bool) -> bool:
+        """Return whether this step should be measured, opening the second window once the warm-up is over."""
+        if self.window == 1 and warmed_up:
+            self.window = 2
+            self._restart()
+        return self.window in {0, 2}
+
+    def measure(self, task: torch.Tensor, units: Mapping[str, torch.Tensor], feats: Sequence[torch.Tensor]) -> None:
+        """Add one batch to the running window and update the gains.
+
+        Args:
+            task (torch.Tensor): Task loss of the batch per image, a scalar.
+            units (Mapping[str, torch.Tensor]): Bare mean of each unit, scalars.
+            feats (Sequence[torch.Tensor]): Neck maps of the student.
+        """
+        norms = [gradient_norm(task, feats), *(gradient_norm(term, feats) for term in units.values())]
+        values = torch.stack(norms)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(values)
+        task_norm, *unit_norms = values.tolist()
+        for unit, norm in zip(units, unit_norms):
+            if norm > 0 and 0 < task_norm < float("inf") and norm < float("inf"):
+                row = self.sums[unit]
+                if row[2] < BATCHES:
+                    row[0], row[1], row[2] = row[0] + task_norm, row[1] + norm, row[2] + 1
+            task_sum, unit_sum, count = self.sums[unit]
+            if count and (self.window == 0 or count == BATCHES):
+                self.gains[unit] = self.shares[unit] * task_sum / unit_sum
+        if all(self.sums[unit][2] >= BATCHES for unit in units):
+            self.window += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values from which `load` continues."""
+        return {"gains": dict(self.gains), "window": self.window, "sums": {k: list(v) for k, v in self.sums.items()}}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.gains, self.window = dict(state["gains"]), int(state["window"])
+        self.sums = {k: list(v) for k, v in state["sums"].items()}

@@ -1,0 +1,288 @@
+"""The student's criterion during distillation: the task's own terms, followed by one term per method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolokd.calibration import GainCalibration
+from yolokd.clock import Clock
+from yolokd.losses.base import DistillLoss
+from yolokd.outputs import Output, View, read_output
+from yolokd.schedule import Schedule, Stages
+from yolokd.taps import Taps, Targets
+from yolokd.watch import TermWatch
+
+
+class Assignment:
+    """Forward hook on a task's assigner that keeps what it assigned last."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.positives: torch.Tensor | None = None
+        self.scores: torch.Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Sequence[torch.Tensor]) -> None:
+        """Keep the positives with shape (B, A) and the target score of each anchor with shape (B, A)."""
+        _, _, target_scores, positives, _ = output
+        self.positives, self.scores = positives.detach(), target_scores.detach().amax(-1).float()
+
+
+Units = dict[str, tuple[str, torch.Tensor, float]]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One teacher and how it is paired with the student.
+
+    Attributes:
+        teacher (Any): Callable from images to `Output`, with `branch_for` and `towers`.
+        student_view (View): Levels and classes of the student that take part.
+        teacher_view (View): Levels and classes of the teacher that take part.
+    """
+
+    teacher: Any
+    student_view: View
+    teacher_view: View
+
+
+class DistillationLoss(nn.Module):
+    """Task criterion plus distillation terms, in the form that Ultralytics expects of a criterion.
+
+    Registered on the student as `criterion`, so that optimizer, clipping and DDP see the adapters; its entries stay
+    out of the student's state. Gain, schedule and batch size are applied here, once, and nowhere else.
+
+    Attributes:
+        base (Any): The criterion that the student would have had.
+        methods (nn.ModuleDict): Each method's modules, one per teacher.
+        gains (dict[str, float]): Fixed gain of each unit, used where `calibration` is None.
+        calibration (GainCalibration | None): Measured gains.
+        clock (Clock): Where the run is.
+        lent (bool): Whether the terms are computed in evaluation too, without changing any state.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        links: Sequence[Link],
+        methods: Mapping[str, Sequence[DistillLoss]],
+        shares: Mapping[str, float],
+        schedule: Schedule,
+        stages: Stages,
+        calibrate: bool = True,
+    ):
+        """Join base criterion, teachers and methods.
+
+        Args:
+            base (Any): The student's own criterion, `model.init_criterion()`.
+            links (Sequence[Link]): The teachers in order of their stages.
+            methods (Mapping[str, Sequence[DistillLoss]]): For each method one module per teacher.
+            shares (Mapping[str, float]): Per unit (`method` or `method_part`) the wanted gradient share, or the fixed
+                gain where `calibrate` is False.
+            schedule (Schedule): Course of the terms.
+            stages (Stages): Which teacher acts when.
+            calibrate (bool): Whether the shares are gradient shares to be measured.
+        """
+        super().__init__()
+        self.links = list(links)
+        self.methods = nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in methods.items()})
+        self.schedule, self.stages = schedule, stages
+        self.gains = dict(shares)
+        self.calibration = GainCalibration(shares) if calibrate else None
+        self.clock = Clock()
+        self.lent = False
+        self.watch = TermWatch()
+        self.values: dict[str, torch.Tensor] = {}
+        self.seen = 0
+        self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_post_hook(_forgive)
+        for name, modules in self.methods.items():
+            for module in modules:
+                module.staged = name == "dfmsd" and stages.count > 1
+        self.set_base(base)
+
+    def set_base(self, base: Any) -> None:
+        """Take a task criterion, and listen to the assigner of each of its branches."""
+        object.__setattr__(self, "base", base)
+        self.assignments = {name: Assignment() for name in _branches(base)}
+        for name, part in _branches(base).items():
+            part.assigner.register_forward_hook(self.assignments[name])
+
+    def __getattr__(self, name: str) -> Any:
+        """Offer the epoch-end `update` of two-branch criteria only where the base has it."""
+        if name == "update" and hasattr(self.__dict__.get("base"), "update"):
+            return self.base.update
+        return super().__getattr__(name)
+
+    @property
+    def stage(self) -> int:
+        """The current stage, counted from 0."""
+        return self.stages.at(self.clock.epoch, self.clock.epochs)
+
+    @property
+    def factor(self) -> float:
+        """Schedule and stage ramp at this moment."""
+        clock = self.clock
+        stop = self.schedule.stop_at(clock.epochs, clock.close_mosaic)
+        return self.schedule.factor(clock.progress, stop) * self.stages.ramp(clock.position, clock.epochs)
+
+    def unit_gain(self, unit: str) -> float:
+        """Return the gain in force of a method or of one of its parts."""
+        return (self.calibration.gains if self.calibration else self.gains)[unit]
+
+    def adapters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters that belong to distillation."""
+        return self.methods.parameters()
+
+    def forward(self, preds: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss terms times the batch size, and the detached items before that factor.
+
+        Args:
+            preds (Any): The student's output, as the host passes it to a criterion.
+            batch (dict[str, torch.Tensor]): The host's batch.
+
+        Returns:
+            loss (torch.Tensor): The task's terms followed by one per method, each times the batch size.
+            items (dict[str, torch.Tensor]): The task's items followed by `NAME_loss` for each method.
+        """
+        loss, items = self.base(preds, batch)
+        images = batch["img"]
+        if not (self.training or self.lent):
+            nothing = torch.full((), float("nan"), device=loss.device)
+            return loss, {**items, **{f"{name}_loss": nothing for name in self.methods}}
+        terms = self._terms(preds, batch, loss.sum() / images.shape[0])
+        added = torch.stack(list(terms.values()))
+        items = {**items, **{f"{name}_loss": term.detach() for name, term in terms.items()}}
+        return torch.cat((loss, added.to(loss.dtype) * images.shape[0])), items
+
+    def _terms(self, preds: Any, batch: dict[str, torch.Tensor], task: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return each method's term as it is added to the loss per image."""
+        output, factor = read_output(preds), self.factor
+        terms = {name: _idle(modules, output.feats[0]) for name, modules in self.methods.items()}
+        measures = self.training and self._measures()
+        if factor == 0 and not measures:
+            return terms
+        units = self._units(self.stages.teacher(self.stage), output, batch)
+        if measures and self.calibration:
+            weighted = {unit: term for unit, (_, term, _) in units.items()}
+            self.calibration.measure(task, weighted, [feat for feat in output.feats if feat.requires_grad])
+        for unit, (name, term, _) in units.items():
+            terms[name] = terms[name] + self.unit_gain(unit) * factor * term
+        if self.training:
+            self._note(units, terms, factor)
+        return terms
+
+    def _measures(self) -> bool:
+        return self.calibration is not None and self.calibration.wants(self.clock.progress >= self.schedule.warmup)
+
+    def _units(self, index: int, student: Output, batch: dict[str, torch.Tensor]) -> Units:
+        """Return each unit's method, its sum over branches by their weight in the task, and the sum of the weights."""
+        link = self.links[index]
+        teacher = link.teacher(batch["img"])
+        taps = {branch: self._pair(link, student, teacher, branch, batch) for branch in self.assignments}
+        units: Units = {}
+        for name, modules in self.methods.items():
+            module = modules[index]
+            module.stage, module.progress = self.stage, self.clock.progress
+            for branch in taps if module.signal == "logits" else ["one2many"]:
+                weight = self._branch_weight(branch)
+                for part, term in module.parts(*taps[branch]).items():
+                    unit = f"{name}_{part}" if part else name
+                    _, total, weights = units.get(unit, (name, 0.0, 0.0))
+                    units[unit] = (name, total + weight * term, weights + weight)
+        return units
+
+    def _branch_weight(self, branch: str) -> float:
+        """Return a branch's weight in the task: 1 for heads of one branch, else the host's running weights."""
+        if len(self.assignments) == 1:
+            return 1.0
+        return float(self.base.o2m if branch == "one2many" else self.base.o2o)
+
+    def _pair(
+        self, link: Link, student: Output, teacher: Output, branch: str, batch: dict[str, torch.Tensor]
+    ) -> tuple[Taps, Taps, Targets]:
+        """Return the taps of both sides and the targets for one branch of the student."""
+        other = link.teacher.branch_for(branch) if teacher.branches else None
+        towers = link.teacher.towers(other, link.teacher_view) if other else None
+        student_taps = link.student_view.taps(student, branch)
+        teacher_taps = link.teacher_view.taps(teacher, other, towers)
+        assignment = self.assignments[branch]
+        assert assignment.positives is not None and assignment.scores is not None, "the task assigned nothing"
+        sizes = [(feat.shape[-2], feat.shape[-1]) for feat in student.feats]
+        height, width = student_taps.image_size
+        x, y, w, h = batch["bboxes"].to(student_taps.feats[0].device).float().unbind(-1)
+        corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1)
+        targets = Targets(
+            boxes=corners * corners.new_tensor([width, height, width, height]),
+            labels=batch["cls"].view(-1).long().to(corners.device),
+            image_index=batch["batch_idx"].long().to(corners.device),
+            positives=link.student_view.anchors(assignment.positives, sizes),
+            scores=link.student_view.anchors(assignment.scores, sizes),
+        )
+        return student_taps, teacher_taps, targets
+
+    def _note(self, units: Units, terms: Mapping[str, torch.Tensor], factor: float) -> None:
+        """Add the step to the epoch's means, and let the watch see the terms that should act."""
+        self.seen += 1
+        objects = torch.stack([a.positives.sum() for a in self.assignments.values() if a.positives is not None]).sum()
+        for unit, (name, term, weight) in units.items():
+            value = term.detach() / weight
+            self.values[unit] = self.values[unit] + value if unit in self.values else value
+            if factor * self.unit_gain(unit) > 0:
+                always = self.methods[name][0].signal == "features"
+                self.watch.see(name, terms[name], None if always else objects)
+        self.watch.check()
+
+    def columns(self) -> dict[str, float]:
+        """Return the epoch's means and the gains for results.csv, and start the next epoch's.
+
+        Returns:
+            (dict[str, float]): `kd/stage`, `kd/factor`, and for each unit `kd/UNIT` (bare mean) and `kd/UNIT_gain`.
+        """
+        columns = {"kd/stage": float(self.stage), "kd/factor": self.factor}
+        for unit in self.gains:
+            value = self.values.get(unit)
+            columns[f"kd/{unit}"] = float(value) / self.seen if value is not None and self.seen else float("nan")
+            columns[f"kd/{unit}_gain"] = self.unit_gain(unit)
+        self.values, self.seen = {}, 0
+        return columns
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs: tensors and plain values alone."""
+        tensors = {key: value.detach().cpu().clone() for key, value in self.methods.state_dict().items()}
+        return {"methods": tensors, "calibration": self.calibration.state() if self.calibration else None}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.methods.load_state_dict(state["methods"])
+        if self.calibration and state["calibration"]:
+            self.calibration.load(state["calibration"])
+
+
+def _branches(base: Any) -> dict[str, Any]:
+    """Return the parts of a task criterion that assign anchors, by head branch."""
+    if hasattr(base, "one2many"):
+        return {"one2many": base.one2many, "one2one": base.one2one}
+    return {"one2many": base}
+
+
+def _idle(modules: nn.ModuleList, feat: torch.Tensor) -> torch.Tensor:
+    """Return a zero that reaches every adapter, so that none is without gradient in any step."""
+    zero = feat.float().sum() * 0
+    return zero + sum(parameter.float().sum() for parameter in modules.parameters()) * 0
+
+
+def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Keep the criterion's entries out of the student's state."""
+    if prefix:
+        for key in [key for key in state if key.startswith(prefix)]:
+            del state[key]
+
+
+def _forgive(module: nn.Module, incompatible: Any) -> None:
+    """Let the student's state load without the criterion's entries."""
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.startswith("criterion.")]

@@ -1,0 +1,261 @@
+"""Export, and the proof that an exported ONNX file computes what the PyTorch weights compute."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.utils.nms import non_max_suppression
+
+from yolokd.drawing import Drawing, draw_image
+from yolokd.errors import UserError
+from yolokd.parity import Array, difference, matched_difference, ordered_difference, partnered
+
+NOISE_INPUTS, DRAWN_INPUTS = 2, 6
+TOLERANCE = {32: 1e-3, 16: 5e-2}  # largest difference as a fraction of the channel's largest value, by bits
+CONF, IOU = 0.25, 0.7  # the host's values for detections
+LEAST_CONF = 0.01  # below this a score says nothing
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported model agrees with its weights on the same inputs.
+
+    Attributes:
+        exported (str): Path of the exported file.
+        inputs (int): Number of images compared.
+        max_abs (float): Largest difference of the outputs: pixels for boxes, 1 for scores.
+        max_rel (float): Largest difference divided by the largest value of that output channel over all inputs.
+        tolerance (float): What max_rel may be at the most.
+        detections_torch (int): Detections of the weights at `conf`, after NMS where the model needs it.
+        detections_onnx (int): Detections of the exported file at `conf`.
+        conf (float): Confidence threshold; below the usual one where the weights detect nothing on the inputs.
+        same_detections (bool): Whether each detection of either side has a partner of its class and score on the
+            other side, with an IoU of 0.9 or more.
+        end2end (bool): Whether the exported file gives final detections by itself.
+        bits (int): Precision of the exported file, 32 or 16.
+    """
+
+    exported: str
+    inputs: int
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    detections_torch: int
+    detections_onnx: int
+    conf: float
+    same_detections: bool
+    end2end: bool
+    bits: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the outputs agree within the tolerance and the detections are the same."""
+        return self.max_rel <= self.tolerance and self.same_detections
+
+    def summary(self) -> str:
+        """Return the result in two lines."""
+        verdict = "agrees with" if self.ok else "DIFFERS from"
+        detections = f"{self.detections_torch} detections in PyTorch, {self.detections_onnx} in ONNX"
+        if not self.detections_torch and not self.detections_onnx:
+            detections = "no detections on either side, so that the raw outputs alone were compared"
+        return (
+            f"parity: {self.exported} ({self.bits} bit{', end-to-end' if self.end2end else ''}) {verdict} its weights "
+            f"on {self.inputs} images\n"
+            f"        largest difference {self.max_abs:.2g}, relative {self.max_rel:.2g} (allowed {self.tolerance:g}); "
+            f"{detections} at conf {self.conf:.2g}, {'the same' if self.same_detections else 'NOT the same'}"
+        )
+
+
+def export_and_check(model: str | Path | YOLO, overrides: Mapping[str, Any]) -> tuple[Path, Parity | None]:
+    """Export a model as Ultralytics does, and compare the file with the weights where that is possible.
+
+    Args:
+        model (str | Path | YOLO): The weights, or a loaded model.
+        overrides (Mapping[str, Any]): Ultralytics' export arguments, i.e. `{"format": "onnx", "imgsz": 640}`.
+
+    Returns:
+        path (Path): The exported file or folder.
+        parity (Parity | None): The comparison; None for formats other than ONNX and for 8-bit files, which do not
+            repeat their weights' outputs.
+
+    Examples:
+        >>> path, parity = export_and_check("best.pt", {"format": "onnx"})
+        >>> print(parity.summary())
+    """
+    loaded = model if isinstance(model, YOLO) else YOLO(str(model))
+    path = Path(loaded.export(**overrides))
+    if path.suffix != ".onnx" or _bits(_read(path)[1]) not in TOLERANCE:
+        return path, None
+    conf, iou = (overrides.get(key) or usual for key, usual in (("conf", CONF), ("iou", IOU)))
+    return path, check_export(loaded, path, conf=float(conf), iou=float(iou))
+
+
+def check_export(
+    weights: str | Path | YOLO | nn.Module,
+    exported: str | Path,
+    imgsz: int | Sequence[int] | None = None,
+    conf: float = CONF,
+    iou: float = IOU,
+    seed: int = 0,
+) -> Parity:
+    """Compare an exported ONNX detector with its weights on noise and drawn images, on the CPU.
+
+    The outputs are compared value by value, and the detections after them. An end-to-end file gives its detections in
+    the order of their scores: there the sorted scores are compared, and each box with the nearest one of its class and
+    score, since equal scores may come in another order. A file of dynamic shape is tried at a second size too.
+
+    Args:
+        weights (str | Path | YOLO | nn.Module): The weights that were exported; a given model is left as it is.
+        exported (str | Path): The ONNX file.
+        imgsz (int | Sequence[int] | None): Input height and width in pixels; by default those of the file.
+        conf (float): Confidence threshold for detections; one built into the file must be the same.
+        iou (float): IoU threshold of NMS; one built into the file must be the same.
+        seed (int): Seed of the inputs.
+
+    Returns:
+        (Parity): The largest differences and whether the file may be trusted.
+
+    Raises:
+        UserError: If the file is no ONNX detector of Ultralytics, is 8-bit, or takes another size or channel count.
+    """
+    session, meta = _read(Path(exported))
+    bits = _bits(meta)
+    if bits not in TOLERANCE:
+        raise UserError(f"{exported} is quantised to {bits} bits; parity can be checked for 32 and 16 bits")
+    if meta["task"] != "detect":
+        raise UserError(f"{exported} is a {meta['task']} model; parity can be checked for detection models")
+    end2end, with_nms = bool(meta.get("end2end")), bool(meta.get("args", {}).get("nms"))
+    model = _reference(weights, end2end)
+    width = session.get_inputs()[0].shape[1]
+    channels = int(model.yaml.get("channels", 3))
+    if isinstance(width, int) and width != channels:
+        raise UserError(f"{exported} takes {width} channels and the weights {channels}: they do not belong together")
+
+    pairs = []  # outputs of (torch, onnx), each (1, rows, columns)
+    for batch in _batches(session, meta, channels, imgsz, seed):
+        with torch.inference_mode():
+            output = model(torch.from_numpy(batch))
+        expected = (output[0] if isinstance(output, (tuple, list)) else output).float().numpy()
+        given = np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[0], dtype=np.float32)
+        pairs += [(expected[i : i + 1], given[i : i + 1]) for i in range(len(batch))]
+
+    nc, tolerance = len(meta["names"]), TOLERANCE[bits]
+    if not with_nms:  # lower the threshold for models that are not sure of anything
+        best = max(float((o[..., 4] if end2end else o[:, 4:]).max()) for o, _ in pairs)
+        conf = min(conf, max(0.5 * best, LEAST_CONF))
+    slack = conf * tolerance
+    ours = [_detections(output, conf - slack, iou, nc, end2end) for output, _ in pairs]
+    theirs = [_detections(output, conf - slack, iou, nc, end2end or with_nms) for _, output in pairs]
+    if with_nms:
+        max_abs, max_rel = matched_difference(ours, theirs, conf + slack)
+    elif end2end:
+        max_abs, max_rel = ordered_difference([a[0] for a, _ in pairs], [b[0] for _, b in pairs], tolerance)
+    else:
+        max_abs, max_rel = difference([a for a, _ in pairs], [b for _, b in pairs])
+    same = all(
+        partnered(a, b, conf + slack, tolerance) and partnered(b, a, conf + slack, tolerance)
+        for a, b in zip(ours, theirs)
+    )
+    return Parity(
+        exported=str(exported),
+        inputs=len(pairs),
+        max_abs=max_abs,
+        max_rel=max_rel,
+        tolerance=tolerance,
+        detections_torch=sum(int((rows[:, 4] >= conf).sum()) for rows in ours),
+        detections_onnx=sum(int((rows[:, 4] >= conf).sum()) for rows in theirs),
+        conf=conf,
+        same_detections=same,
+        end2end=end2end or with_nms,
+        bits=bits,
+    )
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Return an ONNX Runtime session on the CPU and the metadata that Ultralytics wrote into the file."""
+    import onnxruntime
+
+    if path.suffix != ".onnx" or not path.is_file():
+        raise UserError(f"{path} is no ONNX file")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    meta: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
+    if "task" not in meta or "names" not in meta:
+        raise UserError(f"{path} was not exported by Ultralytics: it carries no task and names")
+    for key in meta.keys() & {"names", "args", "imgsz", "batch", "end2end", "stride"}:
+        meta[key] = ast.literal_eval(meta[key])
+    return session, meta
+
+
+def _bits(meta: Mapping[str, Any]) -> int:
+    """Return the precision of an exported file in bits."""
+    args = meta.get("args", {})
+    value = args.get("quantize") or (16 if args.get("half") else 8 if args.get("int8") else 32)
+    return int(value) if str(value) in {"8", "16", "32"} else 8
+
+
+def _reference(weights: str | Path | YOLO | nn.Module, end2end: bool) -> Any:
+    """Return an own copy of the model in float32 on the CPU, not fused, that gives what the file should give."""
+    if isinstance(weights, (str, Path)):
+        weights = YOLO(str(weights))
+    model: Any = weights.model if isinstance(weights, YOLO) else weights
+    model = copy.deepcopy(model).float().cpu().eval()
+    head = model.model[-1]
+    if end2end or getattr(model, "end2end", False):
+        model.end2end = end2end
+    head.export, head.dynamic, head.shape = False, False, None
+    return model
+
+
+def _batches(
+    session: Any, meta: Mapping[str, Any], channels: int, imgsz: int | Sequence[int] | None, seed: int
+) -> list[Array]:
+    """Return the inputs, each (B, C, H, W) in [0, 1]: noise and drawn images, at a second size for dynamic files."""
+    shape = session.get_inputs()[0].shape
+    stride = int(meta.get("stride", 32))
+    size = list(meta["imgsz"]) if imgsz is None else [imgsz, imgsz] if isinstance(imgsz, int) else list(imgsz)
+    for index, (wanted, fixed) in enumerate(zip(size, shape[2:])):
+        if isinstance(fixed, int) and fixed != wanted:
+            raise UserError(f"imgsz={imgsz}: the file was exported for {shape[2]} x {shape[3]} pixels")
+        size[index] = max(math.ceil(int(wanted) / stride), 1) * stride
+    batch = shape[0] if isinstance(shape[0], int) else int(meta.get("batch", 1))
+    sizes = [size] if isinstance(shape[2], int) else [size, [size[0] + stride, size[1]]]
+    count = math.ceil((NOISE_INPUTS + DRAWN_INPUTS) / batch) * batch
+    batches: list[Array] = []
+    for height, width in sizes:
+        images = np.stack([_image(index, height, width, channels, seed) for index in range(count)])
+        batches += [images[start : start + batch] for start in range(0, count, batch)]
+        if not isinstance(shape[0], int) and not meta.get("args", {}).get("nms"):
+            batches.append(images[NOISE_INPUTS - 1 : NOISE_INPUTS + batch])  # one more image than exported with
+    return batches
+
+
+def _image(index: int, height: int, width: int, channels: int, seed: int) -> Array:
+    """Return one input (C, H, W): noise first, then drawn images stretched to the size."""
+    if index < NOISE_INPUTS:
+        return np.random.default_rng([seed, index]).random((channels, height, width), dtype=np.float32)
+    drawing = Drawing(imgsz=max(64, min(height, width)), seed=seed, noise=0.3, channels=1 if channels == 1 else 3)
+    image, _ = draw_image(drawing, split=1, index=index)
+    image = np.asarray(cv2.resize(image, (width, height)), dtype=np.uint8).reshape(height, width, -1)
+    image = np.resize(image.transpose(2, 0, 1), (channels, height, width))  # repeats planes beyond the third
+    return np.ascontiguousarray(image, dtype=np.float32) / 255
+
+
+def _detections(output: Array, conf: float, iou: float, nc: int, final: bool) -> Array:
+    """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class."""
+    if final:
+        return output[0][output[0][:, 4] >= conf][:, :6]
+    rows: Array = non_max_suppression(torch.from_numpy(output.copy()), conf, iou, nc=nc, max_time_img=60.0)[0].numpy()
+    return rows[:, :6]

@@ -1,0 +1,39 @@
+"""Teachers that are given as objects: split from the plain arguments, and written down for resume and DDP workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolokd.errors import UserError
+
+FOLDER_PREFIX = "yolokd-teacher-"  # a launcher leaves teacher objects in such a folder for its DDP workers
+
+
+def as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def split_objects(teacher: Any) -> tuple[list[nn.Module], Any]:
+    """Return the models among teachers given as objects, and the plain value for the arguments."""
+    given = as_list(teacher)
+    if not any(isinstance(item, nn.Module) for item in given):  # YOLO is an nn.Module as well
+        return [], teacher
+    if not all(isinstance(item, nn.Module) for item in given):
+        raise UserError("teacher=[...]: give either weights files or model objects, not both")
+    models = [item.model if hasattr(item, "ckpt_path") or hasattr(item, "predictor") else item for item in given]
+    names = [f"object-{i}.pt" for i in range(len(models))]
+    return models, names if len(names) > 1 else names[0]
+
+
+def save_teachers(models: list[nn.Module], folder: Path) -> str | list[str]:
+    """Write teacher objects as checkpoints and return their paths."""
+    paths = []
+    for position, model in enumerate(models):
+        path = folder / ("teacher.pt" if len(models) == 1 else f"teacher{position + 1}.pt")
+        torch.save({"epoch": -1, "model": model, "ema": None, "train_args": {}}, path)
+        paths.append(str(path.resolve()))
+    return paths if len(paths) > 1 else paths[0]

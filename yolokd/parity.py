@@ -1,0 +1,104 @@
+"""How far the outputs of two copies of one detector are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAME_IOU = 0.9  # two boxes that overlap this much are one detection
+
+Array = NDArray[np.float32]
+
+
+def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> tuple[float, float]:
+    """Return the largest difference of raw outputs.
+
+    Args:
+        ours (Sequence[np.ndarray]): Outputs to compare with, each with shape (1, 4 + nc, A): boxes, then scores.
+        theirs (Sequence[np.ndarray]): The outputs compared, in the same order.
+
+    Returns:
+        absolute (float): The largest difference; infinite where shapes differ or a value is not a number.
+        relative (float): The largest difference divided by the largest value of its channel over all outputs.
+    """
+    if any(a.shape != b.shape or not np.isfinite(b).all() for a, b in zip(ours, theirs)):
+        return math.inf, math.inf
+    gap = np.max([np.abs(a - b).max(axis=(0, 2)) for a, b in zip(ours, theirs)], axis=0)  # (4 + nc,)
+    scale = np.max([np.abs(a).max(axis=(0, 2)) for a in ours], axis=0)
+    return float(gap.max()), float((gap / np.maximum(scale, 1e-12)).max())
+
+
+def ordered_difference(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> tuple[float, float]:
+    """Return the largest difference of final detections, which come in the order of their scores.
+
+    Args:
+        ours (Sequence[np.ndarray]): Detections to compare with, each with shape (N, 6): box, score, class.
+        theirs (Sequence[np.ndarray]): The detections compared, in the same order.
+        tolerance (float): Scores that differ by less than this fraction of the highest one may change places.
+
+    Returns:
+        absolute (float): The largest difference; infinite where shapes differ or a detection has no like.
+        relative (float): The largest difference divided by the largest value of boxes or scores.
+    """
+    if any(a.shape != b.shape or not np.isfinite(b).all() for a, b in zip(ours, theirs)):
+        return math.inf, math.inf
+    top = max(1e-12, *(float(rows[:, 4].max()) for rows in ours))
+    side = max(1e-12, *(float(np.abs(rows[:, :4]).max()) for rows in ours))
+    box_gap = score_gap = 0.0
+    for a, b in zip(ours, theirs):
+        score_gap = max(score_gap, float(np.abs(np.sort(a[:, 4]) - np.sort(b[:, 4])).max()))
+        sure = a[:, 4] > a[:, 4].min() + 2 * tolerance * top  # the last ones may fall out of the list on one side
+        box_gap = max(box_gap, _nearest(a[sure], b, tolerance * top))
+    return max(box_gap, score_gap), max(box_gap / side, score_gap / top)
+
+
+def matched_difference(ours: Sequence[Array], theirs: Sequence[Array], conf: float) -> tuple[float, float]:
+    """Return the largest difference of detections after NMS from the nearest ones of their class on the other side.
+
+    Args:
+        ours (Sequence[np.ndarray]): Detections to compare with, each with shape (N, 6): box, score, class.
+        theirs (Sequence[np.ndarray]): The detections compared, in the same order.
+        conf (float): Score from which on detections are compared; those below serve as partners only.
+
+    Returns:
+        absolute (float): The largest difference; infinite where a detection has no like, 0 where there are none.
+        relative (float): The largest difference divided by the largest box coordinate.
+    """
+    gap, side = 0.0, 1e-12
+    for a, b in zip(ours, theirs):
+        gap = max(gap, _nearest(a[a[:, 4] >= conf], b, 1.0), _nearest(b[b[:, 4] >= conf], a, 1.0))
+        side = max(side, float(np.abs(a[:, :4]).max(initial=0.0)))
+    return gap, gap / side
+
+
+def partnered(rows: Array, others: Array, conf: float, tolerance: float) -> bool:
+    """Return whether each detection from a score on has a partner of its class, place and score.
+
+    Args:
+        rows (np.ndarray): Detections with shape (N, 6): box, score, class.
+        others (np.ndarray): Possible partners with shape (M, 6).
+        conf (float): Score from which on a detection needs a partner.
+        tolerance (float): Largest difference of the two scores.
+    """
+    rows = rows[rows[:, 4] >= conf]
+    if not len(rows) or not len(others):
+        return not len(rows)
+    first, second = rows[:, None], others[None]  # (N, 1, 6), (1, M, 6)
+    corners = np.minimum(first[..., 2:4], second[..., 2:4]) - np.maximum(first[..., :2], second[..., :2])
+    shared = np.clip(corners, 0, None).prod(axis=2)
+    areas = (first[..., 2:4] - first[..., :2]).prod(axis=2) + (second[..., 2:4] - second[..., :2]).prod(axis=2)
+    fits = (shared >= SAME_IOU * (areas - shared)) & (first[..., 5] == second[..., 5])
+    fits &= np.abs(first[..., 4] - second[..., 4]) <= tolerance
+    return bool(fits.any(axis=1).all())
+
+
+def _nearest(rows: Array, others: Array, slack: float) -> float:
+    """Return how far in pixels the worst row's box is from the nearest box of its class and score."""
+    if not len(rows) or not len(others):
+        return 0.0 if not len(rows) else math.inf
+    apart = np.abs(rows[:, None, :4] - others[None, :, :4]).max(axis=2)  # (N, M)
+    fits = (rows[:, None, 5] == others[None, :, 5]) & (np.abs(rows[:, None, 4] - others[None, :, 4]) <= slack)
+    return float(np.where(fits, apart, math.inf).min(axis=1).max())

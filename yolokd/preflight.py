@@ -1,0 +1,192 @@
+"""Looking at a run before it starts: what cannot work is refused, what is unwise is said."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.ops import box_iou
+from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils.metrics import ap_per_class
+from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolokd.criterion import DistillationLoss
+from yolokd.errors import UserError
+from yolokd.pairing import match_classes
+from yolokd.rng import preserved_rng
+from yolokd.teacher import Teacher
+
+PREFIX = colorstr("preflight: ")
+QUICK_BATCHES = 4
+
+
+def check_teachers(model: nn.Module, teachers: Sequence[Teacher], names: Mapping[int, str], args: Any) -> None:
+    """Check what is known before any data is read.
+
+    Args:
+        model (nn.Module): The student.
+        teachers (Sequence[Teacher]): The teachers, not yet prepared.
+        names (Mapping[int, str]): The data's class names.
+        args (SimpleNamespace): The run's arguments.
+
+    Raises:
+        UserError: If a teacher was never trained.
+    """
+    student = sum(p.numel() for p in model.parameters())
+    for teacher in teachers:
+        if teacher.untrained:
+            raise UserError(
+                f"teacher={args.teacher} was never trained (its batch normalisation holds initial values). Give trained "
+                f"weights, add teacher_epochs=20 to train it on the data first, or kd_preflight=False to go on anyway"
+            )
+        if teacher.parameters < student:
+            LOGGER.warning(
+                f"{PREFIX}the teacher ({teacher.parameters / 1e6:.1f} M parameters) is smaller than the student "
+                f"({student / 1e6:.1f} M); a larger one usually teaches more"
+            )
+        matched = match_classes(names, teacher.names)
+        if not matched:
+            LOGGER.warning(
+                f"{PREFIX}the teacher knows none of the data's classes by name; its feature maps are of another task. "
+                f"teacher_epochs=20 would fine-tune it on the data first"
+            )
+        else:
+            LOGGER.info(f"{PREFIX}teacher knows {len(matched)} of the data's {len(names)} classes")
+
+
+def quick_ap50(model: nn.Module, batches: Sequence[dict[str, Any]], classes: Mapping[int, int]) -> float:
+    """Return AP50 on a few batches, a rough figure that is good for comparing two models.
+
+    Args:
+        model (nn.Module): A detector; it is put in evaluation mode and back.
+        batches (Sequence[dict[str, Any]]): Preprocessed batches.
+        classes (Mapping[int, int]): The model's class index to the data's; other classes are not counted.
+    """
+    training = model.training
+    model.eval()
+    hits, scores, predicted, actual = [], [], [], []
+    table = torch.full((max(classes, default=0) + 1,), -1.0)
+    for own, data in classes.items():
+        table[own] = data
+    with torch.no_grad():
+        for batch in batches:
+            output = model(batch["img"])
+            found = output[0] if isinstance(output, tuple) else output
+            found = non_max_suppression(found, conf_thres=0.01, iou_thres=0.7, end2end=found.shape[-1] == 6)
+            height, width = batch["img"].shape[2:]
+            scale = batch["img"].new_tensor([width, height, width, height])
+            for index, detections in enumerate(found):
+                mine = batch["batch_idx"] == index
+                x, y, w, h = (batch["bboxes"][mine] * scale).unbind(-1)
+                boxes = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1)
+                labels = batch["cls"][mine].view(-1)
+                own = detections[:, 5].long().cpu()
+                known = own < len(table)
+                detected = torch.where(known, table[own.clamp(max=len(table) - 1)], -1.0).to(labels.device)
+                keep = detected >= 0
+                detections, detected = detections[keep], detected[keep]
+                overlap = box_iou(boxes, detections[:, :4]) * (labels[:, None] == detected[None])
+                hits.append(_matched(overlap.cpu().numpy(), len(detections)))
+                scores.append(detections[:, 4].float().cpu().numpy())
+                predicted.append(detected.cpu().numpy())
+                actual.append(labels.cpu().numpy())
+    model.train(training)
+    if not sum(len(part) for part in actual) or not sum(len(part) for part in scores):
+        return 0.0
+    results = ap_per_class(*(np.concatenate(part) for part in (hits, scores, predicted, actual)))
+    return float(results[5][:, 0].mean()) if len(results[5]) else 0.0
+
+
+def _matched(overlap: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """Return a (D, 1) table of detections that take an object of their own at IoU 0.5, best overlaps first."""
+    hit = np.zeros((count, 1), dtype=bool)
+    pairs = sorted(zip(*np.nonzero(overlap >= 0.5)), key=lambda pair: -overlap[pair])
+    objects: set[int] = set()
+    for box, detection in pairs:
+        if box not in objects and not hit[detection]:
+            hit[detection] = True
+            objects.add(int(box))
+    return hit
+
+
+def check_run(trainer: Any, teacher_models: Sequence[nn.Module]) -> None:
+    """Compare teacher and student on a few validation batches and estimate the cost of a step.
+
+    Generators are left as they were found, and so is the student.
+
+    Args:
+        trainer (DistillationTrainer): A trainer that is set up.
+        teacher_models (Sequence[nn.Module]): The teachers, not fused.
+    """
+    with preserved_rng(seed=0):
+        batches = []
+        for batch in trainer.test_loader:
+            batch = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            batches.append({**batch, "img": batch["img"].float() / 255})
+            if len(batches) == QUICK_BATCHES:
+                break
+        if not any(len(batch["cls"]) for batch in batches):
+            LOGGER.warning(f"{PREFIX}no labelled validation images at hand; the teacher was not compared")
+            return
+        names = trainer.data["names"]
+        student = quick_ap50(trainer.ema.ema, batches, {i: i for i in names})
+        for position, model in enumerate(teacher_models):
+            known = {int(t): int(s) for s, t in match_classes(names, model.names)}
+            if not known:
+                continue
+            found = quick_ap50(model.to(trainer.device), batches, known)
+            label = "teacher" if len(teacher_models) == 1 else f"teacher {position + 1}"
+            text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
+            LOGGER.info(f"{text}student at the start {student:.3f}")
+            if found <= student:
+                LOGGER.warning(f"{PREFIX}the {label} is not better than the student; distillation can hardly help")
+        _cost(trainer, batches[0])
+
+
+def _cost(trainer: Any, batch: dict[str, Any]) -> None:
+    """Time one training step with and without distillation on a copy of the student."""
+    count = min(len(batch["img"]), trainer.batch_size)
+    small = batch["batch_idx"] < count
+    batch = {
+        "img": batch["img"][:count],
+        "cls": batch["cls"][small],
+        "bboxes": batch["bboxes"][small],
+        "batch_idx": batch["batch_idx"][small],
+    }
+    model = deepcopy(unwrap_model(trainer.model)).train()
+    distilled = model.criterion
+    distilled.clock.step = 1
+    seconds = {}
+    for name, criterion in (("plain", distilled.base), ("distilled", distilled)):
+        for _ in range(2):  # the first is a warm-up
+            start = time.perf_counter()
+            loss = criterion(model(batch["img"]), batch)[0].sum()
+            loss.backward()
+            if trainer.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name] = time.perf_counter() - start
+    ratio = seconds["distilled"] / seconds["plain"]
+    LOGGER.info(f"{PREFIX}a step takes about {ratio:.1f} times as long as in plain training")
+
+
+class Beside(nn.Module):
+    """Student and teacher in one forward, for profiling memory."""
+
+    def __init__(self, student: nn.Module, criterion: DistillationLoss):
+        """Join the student and the teachers of its criterion."""
+        super().__init__()
+        self.student, self.stride = student, student.stride
+        self.teachers = [link.teacher for link in criterion.links]
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Return the student's output, with the teachers' held meanwhile."""
+        held = [teacher(images) for teacher in self.teachers]
+        output = self.student(images)
+        del held
+        return output

@@ -1,0 +1,223 @@
+"""The frozen teacher: loaded, fused and stripped to what the chosen methods read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import load_checkpoint
+
+from yolokd.errors import UserError
+from yolokd.outputs import Output, read_output
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[nn.Module, str]:
+    """Return a private copy of a teacher's model in evaluation mode and its fingerprint.
+
+    Args:
+        source (str | Path | nn.Module): Weights file, or a model; a `YOLO` object is given as its `.model`.
+        key (str): Name of the key in messages.
+
+    Returns:
+        model (nn.Module): The model, in float32, not fused.
+        fingerprint (str): First 16 hex digits of the SHA-256 of its parameters and buffers.
+
+    Raises:
+        UserError: If the file cannot be read or holds no detector with dense outputs.
+    """
+    if isinstance(source, nn.Module):
+        model, label = deepcopy(source).float(), type(source).__name__
+    else:
+        label = str(source)
+        try:
+            model = load_checkpoint(source)[0]
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{key}='{label}' cannot be loaded: {reason}") from error
+    head = getattr(model, "model", [None])[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
+    if not isinstance(head, Detect):
+        task = getattr(model, "task", None) or type(model).__name__
+        raise UserError(f"{key}='{label}' is a {task} model; a teacher must be a YOLO detection model, i.e. yolov8x.pt")
+    return model.eval(), fingerprint(model)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return the first 16 hex digits of the SHA-256 over names and values of the model's state."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def is_untrained(model: nn.Module) -> bool:
+    """Return whether every batch normalisation still holds its initial statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return bool(norms) and all(bool((m.running_mean == 0).all()) and bool((m.running_var == 1).all()) for m in norms)
+
+
+def model_strides(model: nn.Module) -> tuple[int, ...]:
+    """Return the strides of a detector's levels in pixels, finest first."""
+    return tuple(int(stride) for stride in model.model[-1].stride.tolist())
+
+
+@torch.no_grad()
+def neck_channels(model: nn.Module, channels: int) -> tuple[int, ...]:
+    """Return the channels of the neck maps, found by a forward pass so that pruned models are read as they are.
+
+    Args:
+        model (nn.Module): A detector; its mode and its statistics are left as they are.
+        channels (int): Input channels.
+    """
+    training = model.training
+    model.eval()
+    parameter = next(model.parameters())
+    size = 2 * max(32, *model_strides(model))
+    try:
+        output = read_output(model(torch.zeros(1, channels, size, size, device=parameter.device)))
+    finally:
+        model.train(training)
+    return tuple(int(feat.shape[1]) for feat in output.feats)
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Return whether the processor multiplies bfloat16 natively (avx512_bf16 or amx); False on other devices."""
+    if device.type != "cpu":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="ignore")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+class _Neck(nn.Module):
+    """Stands in for a teacher's head where only its neck maps are used."""
+
+    def __init__(self, head: nn.Module):
+        """Take over the place of a head in the layer graph."""
+        super().__init__()
+        self.f, self.i, self.type, self.np = head.f, head.i, "Neck", 0
+
+    def forward(self, x: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the maps that would enter the head."""
+        return x
+
+
+class Teacher:
+    """A frozen detector behind a plain handle.
+
+    It is no module, so that it never appears in a student's parameters, state, EMA, optimizer or checkpoint; copying
+    and pickling the student leaves it behind. Conv and batch normalisation are fused, nothing is decoded, and what
+    the methods do not read is not computed.
+
+    Attributes:
+        names (dict[int, str]): Class names.
+        strides (tuple[int, ...]): Strides of the levels in pixels.
+        channels (tuple[int, ...]): Channels of the neck maps.
+        reg_max (int): Box bins per side.
+        fingerprint (str): Identity of the weights.
+        parameters (int): Number of parameters.
+        untrained (bool): Whether its batch normalisations hold their initial statistics.
+    """
+
+    def __init__(self, model: nn.Module, identity: str):
+        """Read what pairing needs; `prepare` strips the model once the methods are known.
+
+        Args:
+            model (nn.Module): A private copy, in evaluation mode.
+            identity (str): Fingerprint of its weights.
+        """
+        head = model.model[-1]
+        self.input_channels = int(getattr(model, "yaml", {}).get("channels", 3))
+        self.names = {int(k): str(v) for k, v in model.names.items()}
+        self.strides = model_strides(model)
+        self.channels = neck_channels(model, self.input_channels)
+        self.reg_max = int(head.reg_max)
+        self.fingerprint = identity
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.untrained = is_untrained(model)
+        self.branches = tuple(name for name in ("one2many", "one2one") if self._has(head, name))
+        self.model = model
+        self.dtype: torch.dtype | None = None
+
+    @staticmethod
+    def _has(head: nn.Module, branch: str) -> bool:
+        return getattr(head, "cv2" if branch == "one2many" else "one2one_cv2", None) is not None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        """Return itself: a copy of the student shares the teacher."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as None."""
+        return type(None), ()
+
+    def branch_for(self, branch: str) -> str:
+        """Return the teacher's branch that a student's branch learns from: its like, or the only one."""
+        return branch if branch in self.branches else self.branches[0]
+
+    def prepare(self, device: torch.device, branches: Sequence[str], dtype: str = "auto") -> Teacher:
+        """Fuse, freeze and strip the model to the given branches; none leaves the neck alone.
+
+        Args:
+            device (torch.device): Where it runs.
+            branches (Sequence[str]): The teacher's branches that methods read.
+            dtype (str): `auto`, `float32`, `bfloat16` or `float16`.
+        """
+        head = self.model.model[-1]
+        head.fuse = lambda: None  # the host's fusing would drop a branch by the inference mode, not by what is read
+        self.model.fuse(verbose=False)
+        del head.fuse
+        self.model.eval().requires_grad_(False)
+        if not branches:
+            self.model.model[-1] = _Neck(head)
+        elif len(self.branches) == 2 and len(branches) == 1:
+            unused = "one2one_" if branches[0] == "one2many" else ""
+            for name in ("cv2", "cv3", "cv4", "cv5"):
+                if getattr(head, unused + name, None) is not None:
+                    setattr(head, unused + name, None)
+        head.training = True  # the head module alone: raw maps, no decoding; its layers stay in evaluation mode
+        self.branches = tuple(branches)
+        self.model.to(device, memory_format=torch.channels_last)
+        if dtype != "auto":
+            self.dtype = DTYPES[dtype]
+        elif bfloat16_is_fast(device):
+            self.dtype = torch.bfloat16
+        return self
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> Output:
+        """Return neck maps and raw branches for images with shape (B, C, H, W) in [0, 1]."""
+        with self._precision(images.device):
+            return read_output(self.model(images.float().contiguous(memory_format=torch.channels_last)))
+
+    def towers(self, branch: str, view: Any) -> Any:
+        """Return the frozen head of a branch as a function of the shared neck maps, with gradient to its input."""
+
+        def run(feats: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            head = self.model.model[-1]
+            parts = head.one2many if branch == "one2many" else head.one2one
+            maps = [feat.float() for feat in feats]
+            logits = [parts["cls_head"][i](feat).flatten(2) for i, feat in zip(view.levels, maps)]
+            boxes = [parts["box_head"][i](feat).flatten(2) for i, feat in zip(view.levels, maps)]
+            scores = torch.cat(logits, dim=-1).transpose(1, 2)
+            if view.classes is not None:
+                scores = scores[..., list(view.classes)]
+            return scores, torch.cat(boxes, dim=-1).transpose(1, 2)
+
+        return run

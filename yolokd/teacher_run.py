@@ -1,0 +1,51 @@
+"""Fine-tuning a teacher on the user's data first, as an ordinary Ultralytics run beside the student's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultralytics import YOLO
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils.checks import check_model_file_from_stem
+
+SHARED = ("data", "imgsz", "batch", "device", "workers", "seed", "fraction", "single_cls", "amp", "cache", "rect")
+
+
+def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
+    """Return the best weights of the teacher after `teacher_epochs` on the run's data.
+
+    A finished run with the same settings is reused, an interrupted one is resumed.
+
+    Args:
+        teacher (str): Weights to start from.
+        args (SimpleNamespace): The student run's arguments; data, image size, batch and device are shared.
+        folder (Path): Where the student's run folder lies; the teacher's run goes beside it.
+
+    Returns:
+        (Path): The teacher's best.pt.
+    """
+    weights = check_model_file_from_stem(teacher)
+    name = f"{Path(str(weights)).stem}-on-{Path(str(args.data)).stem}-{args.imgsz}-{args.teacher_epochs}e"
+    wanted = {"model": str(weights), "epochs": args.teacher_epochs, **{k: getattr(args, k) for k in SHARED}}
+    same = ("model", "epochs", "data", "imgsz", "fraction", "single_cls")
+    number, run = 1, folder / name
+    while (run / "args.yaml").exists() and any(
+        str(YAML.load(run / "args.yaml").get(key)) != str(wanted[key]) for key in same
+    ):
+        number += 1
+        run = folder / f"{name}-{number}"
+    best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
+    if last.exists():
+        epoch = load_checkpoint(last)[1].get("epoch", -1)
+        if epoch == -1 and best.exists():
+            LOGGER.info(f"teacher_epochs={args.teacher_epochs}: reusing the fine-tuned teacher {best}")
+            return best
+        if epoch >= 0:
+            LOGGER.info(f"teacher_epochs={args.teacher_epochs}: resuming the teacher's run {run}")
+            YOLO(last).train(resume=True)
+            return best
+    LOGGER.info(f"teacher_epochs={args.teacher_epochs}: fine-tuning the teacher on {args.data} in {run}")
+    YOLO(weights).train(project=str(folder), name=run.name, exist_ok=True, plots=False, **{**wanted, "model": weights})
+    return best

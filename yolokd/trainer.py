@@ -1,0 +1,299 @@
+"""Ultralytics' detection trainer with distillation as the student's criterion."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
+from ultralytics.utils.checks import check_model_file_from_stem
+from ultralytics.utils.torch_utils import init_seeds, unwrap_model
+
+from yolokd import config, preflight
+from yolokd.clock import start_batch, start_epoch
+from yolokd.criterion import DistillationLoss
+from yolokd.errors import UserError
+from yolokd.handover import FOLDER_PREFIX, as_list, save_teachers, split_objects
+from yolokd.pairing import build_criterion
+from yolokd.rng import preserved_rng
+from yolokd.state import FILE, read_state, write_state
+from yolokd.teacher import Teacher, load_teacher
+from yolokd.teacher_run import fine_tune
+
+CLIP_NORM = 10.0  # the host's own bound for the student
+NOT_FINITE_LIMIT = 20
+
+
+class Distilling:
+    """What distillation adds to an Ultralytics trainer; mixed in before the task's own trainer class.
+
+    With `method=none` and `method=ultralytics` every override hands over to the host unchanged.
+
+    Attributes:
+        methods (tuple[str, ...]): Chosen methods; empty for plain training and for the built-in distillation.
+        criterion (DistillationLoss | None): The student's criterion, once the model is set up.
+        teacher_objects (list[nn.Module]): Teachers that came as objects rather than as files.
+    """
+
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
+        """Check our keys, hand the rest to the host, and leave no folder behind where something is wrong.
+
+        Args:
+            cfg (str | dict | SimpleNamespace): Base configuration, as the host takes it.
+            overrides (dict[str, Any], optional): Ultralytics' train arguments and those of `cfg/default.yaml`;
+                `teacher` may also be a `YOLO` or an `nn.Module`.
+            _callbacks (dict, optional): The host's callbacks.
+
+        Raises:
+            UserError: If a key of ours has a wrong value.
+        """
+        overrides = dict(overrides or {})
+        self.criterion: DistillationLoss | None = None
+        self.teacher_objects, overrides["teacher"] = split_objects(overrides.get("teacher"))
+        if overrides["teacher"] is None:
+            del overrides["teacher"]
+        overrides.update(config.check(overrides))
+        if not overrides.get("resume"):
+            merged = {**config.DEFAULTS, **overrides}
+            config.validate(merged)
+            if config.methods(merged["method"]) == ("ultralytics",):
+                if self.teacher_objects:
+                    raise UserError("method=ultralytics takes its teacher as a weights file, i.e. teacher=yolov8x.pt")
+                overrides["distill_model"] = overrides["teacher"]
+        self._columns: dict[str, float] = {}
+        self._skipped = 0
+        try:
+            super().__init__(config.merged_base(cfg), overrides, _callbacks)
+            self.methods = config.methods(self.args.method)
+            self.methods = () if self.methods == ("ultralytics",) else self.methods
+            self._locate_teachers()
+        except Exception:
+            _discard(self)
+            raise
+        if self.methods:
+            for event, callback in (("on_train_epoch_start", start_epoch), ("on_train_batch_start", start_batch)):
+                if callback not in self.callbacks[event]:  # a DDP worker gets the launcher's callbacks
+                    self.add_callback(event, callback)
+
+    def _locate_teachers(self) -> None:
+        """Keep absolute paths of teachers that lie on this machine."""
+        teacher = self.args.teacher
+        if teacher and not self.teacher_objects:
+            names = teacher if isinstance(teacher, list) else [teacher]
+            paths = [Path(check_model_file_from_stem(name)) for name in names]
+            found = [str(path.resolve()) if path.exists() else str(path) for path in paths]
+            self.args.teacher = found if isinstance(teacher, list) else found[0]
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Resume with the checkpoint's own keys; of ours only `teacher` may be given anew."""
+        super().check_resume({key: value for key, value in overrides.items() if key not in config.DEFAULTS})
+        if self.resume:
+            if "method" not in vars(self.args):
+                raise UserError(f"resume={self.args.model}: not a yolokd run; use `yolo train resume` for it")
+            if overrides.get("teacher"):
+                self.args.teacher = overrides["teacher"]
+            for key, default in config.DEFAULTS.items():
+                if key not in vars(self.args):
+                    setattr(self.args, key, default)
+
+    def train(self) -> Any:
+        """Train; a teacher is fine-tuned first where asked, and handed to DDP workers where it is an object."""
+        try:
+            if self.methods and self.args.teacher_epochs and RANK == -1 and not self.resume:
+                with preserved_rng():
+                    self.args.teacher = str(fine_tune(self.args.teacher, self.args, self.save_dir.parent))
+                    init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
+                self.args.teacher_epochs = 0
+                YAML.save(self.save_dir / "args.yaml", vars(self.args))
+            if self.teacher_objects and getattr(self, "ddp", False):
+                with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
+                    self.args.teacher = save_teachers(self.teacher_objects, Path(folder))
+                    return super().train()
+            return super().train()
+        except UserError:
+            _discard(self)
+            raise
+
+    def set_model_attributes(self) -> None:
+        """Attach the distillation criterion, before the host compiles, freezes, wraps and optimizes the model."""
+        super().set_model_attributes()
+        if not self.methods:
+            return
+        model = unwrap_model(self.model)
+        if self.teacher_objects or FOLDER_PREFIX in str(self.args.teacher):
+            if RANK in {-1, 0}:
+                objects = self.teacher_objects or [load_teacher(path)[0] for path in as_list(self.args.teacher)]
+                self.args.teacher = save_teachers(objects, self.save_dir)
+                YAML.save(self.save_dir / "args.yaml", vars(self.args))
+        loaded = [load_teacher(source) for source in self.teacher_objects or as_list(self.args.teacher)]
+        check = self.args.kd_preflight and not self.resume and RANK in {-1, 0}
+        teachers = [Teacher(teacher, identity) for teacher, identity in loaded]
+        if check:
+            preflight.check_teachers(model, teachers, self.data["names"], self.args)
+            self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded]
+        self.criterion = model.criterion = build_criterion(model, teachers, self.methods, self.args)
+
+    def set_class_weights(self) -> None:
+        """Rebuild the task criterion, which reads the class weights that are set here."""
+        super().set_class_weights()
+        if self.criterion and self.args.cls_pw:
+            self.criterion.set_base(unwrap_model(self.model).init_criterion())
+
+    def _setup_train(self) -> None:
+        """Set up as the host does, then look at the run before it starts."""
+        super()._setup_train()
+        if self.criterion:
+            if models := self.__dict__.pop("_preflight_models", None):
+                preflight.check_run(self, models)
+
+    def get_validator(self) -> Any:
+        """Return the host's validator, which knows only the host's keys."""
+        args, self.args = self.args, config.host_args(self.args)
+        try:
+            return super().get_validator()
+        finally:
+            self.args = args
+
+    def auto_batch(self) -> int:
+        """Estimate the batch size with the teacher beside the student."""
+        if not self.criterion:
+            return super().auto_batch()
+        student, self.model = self.model, preflight.Beside(unwrap_model(self.model), self.criterion)
+        try:
+            return super().auto_batch()
+        finally:
+            self.model = student
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Resume as the host does, with the criterion taken off meanwhile: two-branch heads get a new one there."""
+        if not self.criterion:
+            return super().resume_training(ckpt)
+        model = unwrap_model(self.model)
+        del model.criterion
+        _take_off(self.ema.ema)
+        super().resume_training(ckpt)
+        if rebuilt := model.__dict__.pop("criterion", None):
+            self.criterion.set_base(rebuilt)
+        model.criterion = self.criterion
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        """Restore adapters, gains and method state beside what the host restores."""
+        super()._load_checkpoint_state(ckpt)
+        if not self.criterion:
+            return
+        _take_off(self.ema.ema)
+        path = self.wdir / FILE
+        saved = read_state(path)
+        if saved is None:
+            LOGGER.warning(f"{path} is missing or unreadable: adapters and gains start anew, the student goes on")
+        elif any(saved.get(key) != value for key, value in self._identity().items()):
+            LOGGER.warning(f"{path} belongs to another teacher or method: adapters and gains start anew")
+        elif ckpt["epoch"] not in saved["epochs"]:
+            LOGGER.warning(f"{path} holds no state of epoch {ckpt['epoch'] + 1}: adapters and gains start anew")
+        else:
+            self.criterion.load(saved["epochs"][ckpt["epoch"]])
+
+    def _identity(self) -> dict[str, Any]:
+        assert self.criterion is not None
+        return {"teachers": [link.teacher.fingerprint for link in self.criterion.links], "methods": list(self.methods)}
+
+    def optimizer_step(self) -> None:
+        """Step as the host does, with the adapters' gradients clipped apart from the student's."""
+        if not self.criterion:
+            return super().optimizer_step()
+        model, scale = unwrap_model(self.model), self.scaler.get_scale()
+        del model.criterion  # out of the host's clipping; the optimizer holds the adapters by itself
+        try:
+            student = nn.utils.clip_grad_norm_(model.parameters(), max_norm=float("inf")) / scale  # measured only
+            adapters = list(self.criterion.adapters())
+            norm = nn.utils.clip_grad_norm_(adapters, max_norm=CLIP_NORM * scale) / scale
+            self._skip_if_not_finite(student + norm)
+            super().optimizer_step()
+        finally:
+            model.criterion = self.criterion
+        self._columns["kd/student_grad_norm"] = student.detach()
+        self._columns["kd/adapter_grad_norm"] = norm.detach()
+
+    def _skip_if_not_finite(self, norm: torch.Tensor) -> None:
+        """Drop the gradients of a step that holds NaN or infinity, and stop after many such steps running."""
+        if self.scaler.is_enabled():
+            return  # the scaler skips such steps by itself
+        if torch.isfinite(norm):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        self.optimizer.zero_grad()
+        LOGGER.warning(f"step skipped: gradients are not finite ({self._skipped} running)")
+        if self._skipped >= NOT_FINITE_LIMIT:
+            raise RuntimeError(f"gradients were not finite for {self._skipped} steps running; the run was stopped")
+
+    def validate(self) -> tuple[dict[str, float] | None, float | None]:
+        """Validate; with `kd_val` the live criterion is lent to the EMA student, else its val columns are NaN."""
+        if not self.criterion:
+            return super().validate()
+        ema, lend = self.ema.ema, self.args.kd_val
+        if lend:
+            ema.criterion, self.criterion.lent = self.criterion, True
+        try:
+            metrics, fitness = super().validate()
+        finally:
+            if lend:
+                del ema.criterion
+                self.criterion.lent = False
+                self.criterion.train()
+        return (self._blank(metrics) if metrics else metrics), fitness
+
+    def _blank(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return metrics whose distillation terms are NaN where they were not computed in validation."""
+        if self.args.kd_val:
+            return metrics
+        return {**metrics, **{f"val/{name}_loss": float("nan") for name in self.methods}}
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add stage, gains, bare means and gradient norms to results.csv."""
+        if self.criterion:
+            norms = {key: float(self._columns.get(key, float("nan"))) for key in _NORMS}
+            metrics = {**self._blank(metrics), **self.criterion.columns(), **norms}
+        super().save_metrics(metrics)
+
+    def save_model(self) -> bool:
+        """Write the distillation state first, then the host's checkpoints, which hold a plain student."""
+        if self.criterion:
+            write_state(self.wdir / FILE, self.epoch, self.criterion.state(), self._identity())
+        return super().save_model()
+
+
+_NORMS = ("kd/student_grad_norm", "kd/adapter_grad_norm")
+
+
+class DistillationTrainer(Distilling, DetectionTrainer):
+    """Detection trainer that distils a teacher into the student.
+
+    Examples:
+        >>> from ultralytics import YOLO
+        >>> from yolokd import DistillationTrainer
+        >>> model = YOLO("yolov8s.pt")
+        >>> model.train(trainer=DistillationTrainer, teacher="yolov8x.pt", method="dfmsd", data="coco8.yaml")
+    """
+
+
+def _take_off(model: nn.Module) -> None:
+    """Remove a copied criterion from an EMA, so that its checkpoints hold a plain student."""
+    model._modules.pop("criterion", None)
+
+
+def _discard(trainer: Any) -> None:
+    """Remove the folder of a run that went wrong before anything was trained in it."""
+    folder = getattr(trainer, "save_dir", None)
+    if folder and folder.is_dir() and RANK in {-1, 0} and not getattr(trainer, "resume", False):
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        if files <= {"args.yaml", "labels.jpg", "teacher.pt"}:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = ["DistillationTrainer", "Distilling"]
