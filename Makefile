@@ -1,0 +1,20 @@
+# The commands of development; `.ci/run` calls `pytest` and `make check`.
+.PHONY: format check changelog test all-checks
+
+format: ## put code and imports in order
+	ruff format .
+	ruff check --fix .
+
+check: changelog ## format, lint, types: nothing is changed
+	ruff format --check .
+	ruff check .
+	mypy
+
+changelog: ## there is a changelog, and it has a section for what is not released yet
+	@grep -q '^## \[Unreleased\]' CHANGELOG.md || { echo "CHANGELOG.md needs a section [Unreleased]"; exit 1; }
+
+test: ## the fast tests
+	pytest
+
+all-checks: check ## everything, the slow and the browser tests too
+	pytest -m "not gpu"

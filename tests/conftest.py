@@ -1,0 +1,67 @@
+"""Settings of the whole test run: no network, and a settings folder of its own for Ultralytics."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+# Ultralytics and torch read these when they are imported, so they are set before any test module is.
+os.environ["YOLO_OFFLINE"] = "true"
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolokd-tests-")
+os.environ["OMP_NUM_THREADS"] = "1"  # the maps of the tests are too small to share among threads
+atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
+
+pytest.register_assert_rewrite("tests.loss_contract")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data.yaml of a drawn dataset of 6 + 4 images with 3 classes."""
+    from yolokd.shapes import draw_dataset
+
+    return draw_dataset(tmp_path_factory.mktemp("data") / "shapes", images=(6, 4), imgsz=64, seed=0, classes=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Weights of a teacher of a family, e.g. `tiny_teacher("yolov8s")`, with the classes of the drawn dataset."""
+    from tests.tiny import save_model, tiny_model
+
+    folder = tmp_path_factory.mktemp("teachers")
+    return cache(lambda family: save_model(tiny_model(family, seed=2), folder / f"{family}.pt"))
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Weights of a student of a family, e.g. `tiny_student("yolov8n")`, with the classes of the drawn dataset."""
+    from tests.tiny import save_model, tiny_model
+
+    folder = tmp_path_factory.mktemp("students")
+    return cache(lambda family: save_model(tiny_model(family, seed=1), folder / f"{family}.pt"))
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What Ultralytics' logger and ours say during the test, without colours, message by message."""
+    messages: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
+
+    logger, handler = logging.getLogger("ultralytics"), Keep()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)

@@ -1,0 +1,92 @@
+"""BCKD: known number, loop version, which anchors count, plain distances and reversed boxes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
+from tests.losses.overfit import fit
+from tests.oracles import logits as oracle
+from yolokd.anchors import overlap_distance
+from yolokd.errors import UserError
+from yolokd.losses.bckd import BCKDLoss
+from yolokd.taps import Taps, Targets
+
+
+class TestBCKD(LossContract):
+    """The checklist."""
+
+    loss = BCKDLoss
+    reads = ("logits", "boxes")
+
+
+def test_known_number() -> None:
+    # Two cells of stride 8, plain distances, one class; the first cell is positive, both have the same output.
+    # Student box (0, 0, 8, 8), teacher box (0, 0, 6, 8): IoU = 48 / 64 = hull ratio 1, so 1 - GIoU = 1/4.
+    # Student 0 -> 1/2, teacher ln 3 -> 3/4: difference 1/4, BCE = ln 2.
+    # class: 2 anchors * ln 2 * 1/4 / 1 positive = 0.346574; box: 1/4 * 1/4 / 1 = 0.0625.
+    pair = random_pair(levels=1, num_classes=1, student_reg_max=1, teacher_reg_max=1)
+    feats = [torch.zeros(1, 4, 1, 2)]
+    student = Taps(feats, (8,), torch.zeros(1, 2, 1), torch.full((1, 2, 4), 0.5))
+    boxes = torch.tensor([0.5, 0.5, 0.25, 0.5]).expand(1, 2, 4)
+    teacher = Taps(feats, (8,), torch.full((1, 2, 1), math.log(3)), boxes)
+    empty = torch.zeros(0, dtype=torch.int64)
+    positives = torch.tensor([[True, False]])
+    targets = Targets(torch.zeros(0, 4), empty, empty, positives, positives.float())
+    parts = BCKDLoss(pair).parts(student, teacher, targets)
+    assert parts["cls"].item() == pytest.approx(0.346574, rel=1e-5)
+    assert parts["box"].item() == pytest.approx(0.0625, rel=1e-5)
+
+
+@pytest.mark.parametrize("reg_max", [1, 16])
+def test_module_equals_the_loop_version(reg_max: int) -> None:
+    pair = random_pair(student_reg_max=reg_max, teacher_reg_max=16)
+    student, teacher = random_taps(pair)
+    student = Taps(student.feats, student.strides, student.logits, student.boxes.detach().abs().requires_grad_())
+    targets = random_targets(student)
+    parts = BCKDLoss(pair, beta=2.0).parts(student, teacher, targets)
+    mask, count = targets.positives, int(targets.positives.sum())
+    ours, theirs = student.logits.detach().double(), teacher.logits.double()
+    assert parts["cls"].item() == pytest.approx(oracle.binary(ours.numpy(), theirs.numpy(), 2.0, count), rel=1e-4)
+    boxes = [taps.decoded().detach()[mask].double().numpy() for taps in (student, teacher)]
+    expected = oracle.bckd_box(*boxes, ours[mask].numpy(), theirs[mask].numpy(), count)
+    assert parts["box"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradcheck_of_the_overlap() -> None:
+    student = torch.tensor([[0.0, 0.0, 4.0, 5.0], [3.0, 3.0, 9.0, 8.0], [20.0, 20.0, 22.0, 23.0]], dtype=torch.float64)
+    teacher = torch.tensor([[1.0, 1.0, 6.0, 4.0], [2.0, 1.0, 7.0, 9.0], [1.0, 1.0, 3.0, 4.0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: overlap_distance(s, teacher), student.requires_grad_())
+
+
+def test_the_box_part_sends_no_gradient_to_the_logits() -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    BCKDLoss(pair, cls=0.0)(student, teacher, random_targets(student)).backward()
+    assert student.logits.grad is None
+    assert student.boxes.grad.abs().sum() > 0
+
+
+def test_reversed_student_boxes_are_far_from_any_proper_one() -> None:
+    teacher = torch.tensor([[2.0, 2.0, 6.0, 8.0]])
+    student = torch.tensor([[6.0, 8.0, 2.0, 2.0], [6.0, 2.0, 2.0, 8.0]], requires_grad=True)
+    value = overlap_distance(student, teacher.expand(2, 4))
+    value.sum().backward()
+    assert bool((value >= 1).all())  # the hull is the teacher's box, or larger
+    assert bool(torch.isfinite(student.grad).all())
+
+
+def test_nothing_to_distil_is_refused() -> None:
+    with pytest.raises(UserError, match="bckd_cls=0 and bckd_box=0"):
+        BCKDLoss(random_pair(), cls=0.0, box=0.0)
+
+
+@pytest.mark.parametrize("gains", [{"cls": 0.0}, {"box": 0.0}], ids=["box", "cls"])
+def test_overfits(gains: dict) -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    before, after = fit(BCKDLoss(pair, **gains), leaves(student), teacher, random_targets(student))
+    assert after < 0.5 * before, (before, after)

@@ -1,0 +1,227 @@
+"""CKD: known number, loop version, overlapping regions, queue, processes."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.nn import functional as F
+
+from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
+from tests.losses.overfit import fit
+from tests.oracles import regions as oracle
+from yolokd.losses.ckd import CKDLoss, contrast, gathered, overlapping
+from yolokd.regions import pool, propose
+
+LARGE = [(36, 44), (18, 22), (9, 11)]  # an image of 288 x 352 pixels: regions on all three levels
+EMPTY = torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool)
+
+
+class TestCKD(LossContract):
+    """The checklist."""
+
+    loss = CKDLoss
+    zero_at_identity = False  # other regions are never infinitely far
+
+
+def nothing(count: int) -> torch.Tensor:
+    """Return a mask that excludes no pair."""
+    return torch.zeros(count, count, dtype=torch.bool)
+
+
+def test_known_number() -> None:
+    # Two regions, temperature 1/2. Cosines of student 1 with teachers 1 and 2: 1 and 0; of student 2: 1 and 0 as well.
+    # First term ln(e^2 + e^0) - 2 = ln(8.389056) - 2 = 0.126928; second, whose own cosine is 0: ln(8.389056) = 2.126928.
+    student, teacher = torch.tensor([[3.0, 0.0], [0.5, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 7.0]])
+    value = contrast(student, teacher, nothing(2), *EMPTY, temperature=0.5)
+    assert value.tolist() == pytest.approx([0.126928, 2.126928], rel=1e-5)
+    # A queue of one vector opposite to both, and one place not filled: e^-2 = 0.135335 joins, ln(8.524391) = 2.142931.
+    queue, valid = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.tensor([True, False])
+    value = contrast(student, teacher, nothing(2), queue, valid, temperature=0.5)
+    assert value.tolist() == pytest.approx([0.142931, 2.142931], rel=1e-5)
+
+
+def test_the_positive_stays_where_all_others_are_excluded() -> None:
+    student, teacher = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    everything = torch.ones(3, 3, dtype=torch.bool)
+    value = contrast(student, teacher, everything, torch.zeros(0, 4), EMPTY[1])
+    assert value.abs().max().item() < 1e-6
+
+
+def test_falls_when_positives_move_together() -> None:
+    student, teacher = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+    values = [
+        contrast(torch.lerp(student, teacher, t), teacher, nothing(6), torch.zeros(0, 8), EMPTY[1], 0.2).mean().item()
+        for t in (0.0, 0.3, 0.6, 1.0)
+    ]
+    assert values == sorted(values, reverse=True) and values[-1] < 0.2 * values[0]
+
+
+def test_equal_vectors_everywhere_give_the_log_of_the_number_of_keys() -> None:
+    ones = torch.ones(5, 3)
+    value = contrast(ones, ones, nothing(5), torch.ones(4, 3) / math.sqrt(3), torch.ones(4, dtype=torch.bool))
+    assert value.tolist() == pytest.approx([math.log(9)] * 5)
+
+
+def test_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    queue = F.normalize(torch.randn(2, 3, generator=generator, dtype=torch.float64), dim=-1)
+    excluded = nothing(4)
+    excluded[0, 2] = True
+    valid = torch.tensor([True, False])
+    inputs = student.requires_grad_(), teacher.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, t: contrast(s, t, excluded, queue, valid, 0.3), inputs)
+
+
+def test_overlapping_regions_of_one_image_are_no_negatives() -> None:
+    # IoU of the first two boxes: 80 / 120 = 2/3; the third is far away. The same boxes in the other image do count.
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [2.0, 0.0, 12.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
+    real = torch.ones(2, 3, dtype=torch.bool)
+    block = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    expected = torch.block_diag(block, block).bool()
+    assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.5), expected)
+    assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.7), torch.eye(6, dtype=torch.bool))
+    real[1, 2] = False  # a row that does not count is nobody's negative
+    assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.7)[:, 5], torch.ones(6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("iou", [0.5, 0.05])
+def test_module_equals_the_loop_version(iou: float) -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair, sizes=LARGE, dtype=torch.float64)
+    targets = random_targets(student)
+    targets.boxes[0], targets.boxes[3] = torch.tensor([[0.0, 0, 352, 288], [9, 9, 190, 160]])  # one for each level
+    module = CKDLoss(pair, regions=12, positives=0.5, dim=6, iou=iou, queue=5, temperature=0.2).double().eval()
+    filled = F.normalize(torch.randn(3, 6, dtype=torch.float64), dim=-1)
+    module.enqueue(filled, torch.ones(3, dtype=torch.bool))
+    boxes, _ = propose(student, targets, 12, 0.5, torch.Generator().manual_seed(pair.seed))
+    boxes, image = boxes.flatten(0, 1).double(), np.repeat(np.arange(2), 12)
+    levels = [oracle.teacher_level(float(b[2] - b[0]), float(b[3] - b[1]), pair.strides) for b in boxes]
+    assert set(levels) == {0, 1, 2}
+
+    def vectors(taps, entry):
+        rows = []
+        for box, b, level in zip(boxes, image, levels):
+            region = oracle.roi_align(taps.feats[level][b].detach().numpy(), box.numpy(), pair.strides[level])
+            vector = entry[level](torch.from_numpy(region.mean(axis=(1, 2))))
+            rows.append(module.projection(vector).detach().numpy())
+        return np.stack(rows)
+
+    ours, theirs = vectors(student, module.student_entry), vectors(teacher, module.teacher_entry)
+    expected = oracle.info_nce(ours, theirs, boxes.numpy(), image, filled.numpy(), 0.2, iou)
+    assert module(student, teacher, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_queue_is_first_in_first_out() -> None:
+    module = CKDLoss(random_pair(), dim=4, queue=5)
+
+    def push(*values: int, valid: bool = True) -> None:
+        keys = torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, 4)
+        module.enqueue(keys, torch.full((len(values),), valid))
+
+    push(1, 2, 3)
+    assert module.queue[:, 0].tolist() == [1, 2, 3, 0, 0]
+    assert module.queue_valid.tolist() == [True, True, True, False, False]
+    push(4, 5, 6)
+    assert module.queue[:, 0].tolist() == [6, 2, 3, 4, 5]
+    push(7, valid=False)
+    assert module.queue[:, 0].tolist() == [6, 7, 3, 4, 5]
+    assert module.queue_valid.tolist() == [True, False, True, True, True]
+    push(*range(10, 18))  # more than there is room for: the latest stay
+    assert sorted(module.queue[:, 0].tolist()) == [13, 14, 15, 16, 17]
+    push(18)
+    assert 13 not in module.queue[:, 0].tolist() and bool(module.queue_valid.all())
+
+
+def test_queue_holds_the_teachers_unit_vectors_of_training_batches_only() -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    targets = random_targets(student)
+    module = CKDLoss(pair, regions=6, dim=8, queue=20).eval()
+    module(student, teacher, targets)
+    assert not module.queue_valid.any()
+    module.train()
+    before = module(student, teacher, targets)
+    assert int(module.queue_valid.sum()) == 12 == int(module.queue_next)
+    torch.testing.assert_close(module.queue[:12].norm(dim=-1), torch.ones(12))
+    before.backward()  # the queue was written after it had been used
+    module.eval()
+    with_queue = module(student, teacher, targets)
+    module.queue_valid.zero_()
+    assert with_queue > module(student, teacher, targets), "negatives of the queue do not count"
+
+
+def test_no_queue() -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    module = CKDLoss(pair, regions=6, queue=0)
+    module(student, teacher, random_targets(student)).backward()
+    assert module.queue.shape == (0, 128)
+
+
+def test_one_region_has_no_negatives_and_costs_nothing() -> None:
+    pair = random_pair(levels=1)
+    student, teacher = random_taps(pair, batch=1, sizes=[(1, 1)])
+    module = CKDLoss(pair, queue=0)
+    value = module(student, teacher, random_targets(student, objects=0))
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=1e-6)
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_student_feature_is_the_mean_of_the_region() -> None:
+    pair = random_pair(levels=1)
+    student, _ = random_taps(pair)
+    module = CKDLoss(pair, dim=8)
+    rois = torch.tensor([[1.0, 10, 12, 90, 70], [0, 0, 0, 128, 96]])
+    values = module.vectors(student.feats, module.student_entry, rois, [torch.tensor([1])])
+    pooled = pool(student.feats[0], 8, rois).mean(dim=(2, 3))
+    torch.testing.assert_close(values[1], module.projection(module.student_entry[0](pooled[1])))
+    assert not values[0].any()
+
+
+def test_overfits_and_does_not_collapse() -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    student = leaves(student)
+    targets = random_targets(student)
+    module = CKDLoss(pair, regions=16, dim=16, queue=0)
+    before, after = fit(module, student, teacher, targets)
+    assert after < 0.5 * before, (before, after)
+    assert after < 0.5 * math.log(32), "no better than equal vectors everywhere"
+
+
+def rank_keys(rank: int) -> torch.Tensor:
+    """Return the keys of a process: two of the first, three of the second."""
+    return torch.full((2 + rank, 4), 1.0 + rank)
+
+
+def work(rank: int, folder: str) -> None:
+    """Fill a queue in one of two processes and save it."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    module = CKDLoss(random_pair(), dim=4, queue=8)
+    module.enqueue(rank_keys(rank), torch.tensor([True] * (1 + rank) + [rank == 1]))
+    torch.save(module.state_dict(), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available() or sys.platform != "linux", reason="needs gloo and fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_queue_is_filled_by_all_processes(tmp_path: Path) -> None:
+    multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="fork")
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for key in ("queue", "queue_valid", "queue_next"):
+        assert torch.equal(states[0][key], states[1][key])
+    filled = states[0]["queue"][states[0]["queue_valid"]][:, 0]
+    assert filled.tolist() == [1, 2, 2, 2]
+
+
+def test_one_process_gathers_nothing() -> None:
+    keys, valid = torch.ones(2, 3), torch.tensor([True, False])
+    assert gathered(keys, valid) == (keys, valid)

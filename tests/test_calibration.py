@@ -1,0 +1,148 @@
+"""Gains found by measuring: hand-worked ratios, and the share reached on a real model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.tiny import tiny_batch, tiny_criterion
+from yolokd.calibration import BATCHES, GainCalibration, gradient_norm
+from yolokd.outputs import read_output
+
+
+def neck() -> list[torch.Tensor]:
+    """Two levels with 12 and 4 entries: a sum has a gradient of ones, of norm 4."""
+    return [torch.zeros(1, 3, 2, 2, requires_grad=True), torch.zeros(1, 1, 2, 2, requires_grad=True)]
+
+
+def linear(feats: list[torch.Tensor], slope: float) -> torch.Tensor:
+    return slope * torch.stack([feat.sum() for feat in feats]).sum()
+
+
+def measure(calibration: GainCalibration, task: float, **units: float) -> None:
+    feats = neck()
+    calibration.measure(linear(feats, task), {unit: linear(feats, slope) for unit, slope in units.items()}, feats)
+
+
+def test_gradient_norm_takes_all_levels_together() -> None:
+    assert float(gradient_norm(linear(neck_ := neck(), 0.5), neck_)) == pytest.approx(2.0)
+
+
+def test_gradient_norm_of_levels_that_a_term_does_not_reach() -> None:
+    feats = neck()
+    assert float(gradient_norm(feats[1].sum(), feats)) == pytest.approx(2.0)
+    assert float(gradient_norm(torch.zeros((), requires_grad=True) * 1.0, feats)) == 0.0
+
+
+def test_gradient_norm_survives_half_precision() -> None:
+    feat = torch.zeros(1, 1, 2, 2, dtype=torch.float16, requires_grad=True)
+    tiny = 2.0**-30  # far below half precision's smallest number, 2**-24, were it not scaled
+    assert float(gradient_norm((feat.float() * tiny).sum(), [feat])) == pytest.approx(2 * tiny, rel=1e-3)
+
+
+def test_one_batch_gives_share_times_the_ratio() -> None:
+    calibration = GainCalibration({"pkd": 0.3})
+    assert calibration.gains == {"pkd": 0.0}
+    measure(calibration, task=3.0, pkd=0.5)
+    assert calibration.gains["pkd"] == pytest.approx(0.3 * 3.0 / 0.5)
+
+
+def test_batches_are_joined_as_the_ratio_of_mean_norms() -> None:
+    calibration = GainCalibration({"pkd": 0.3, "cwd": 0.1})
+    measure(calibration, task=3.0, pkd=0.5, cwd=2.0)
+    measure(calibration, task=1.0, pkd=1.5, cwd=2.0)
+    assert calibration.gains["pkd"] == pytest.approx(0.3 * (3 + 1) / (0.5 + 1.5))
+    assert calibration.gains["cwd"] == pytest.approx(0.1 * (3 + 1) / (2 + 2))
+
+
+def test_gains_are_held_after_eight_batches() -> None:
+    calibration = GainCalibration({"pkd": 0.3})
+    for _ in range(BATCHES):
+        assert calibration.wants(warmed_up=False)
+        measure(calibration, task=2.0, pkd=1.0)
+    assert not calibration.wants(warmed_up=False)
+    assert calibration.gains["pkd"] == pytest.approx(0.6)
+
+
+def test_the_second_window_opens_after_the_warmup_and_changes_gains_once() -> None:
+    calibration = GainCalibration({"pkd": 0.3})
+    for _ in range(BATCHES):
+        measure(calibration, task=2.0, pkd=1.0)
+    for _ in range(BATCHES - 1):
+        assert calibration.wants(warmed_up=True)
+        measure(calibration, task=8.0, pkd=1.0)
+        assert calibration.gains["pkd"] == pytest.approx(0.6)
+    measure(calibration, task=8.0, pkd=1.0)
+    assert calibration.gains["pkd"] == pytest.approx(2.4)
+    assert not calibration.wants(warmed_up=True)
+
+
+@pytest.mark.parametrize("task", [0.0, math.inf, math.nan])
+def test_a_batch_without_a_usable_task_gradient_is_skipped(task: float) -> None:
+    calibration = GainCalibration({"pkd": 0.3})
+    measure(calibration, task=task, pkd=1.0)
+    assert calibration.gains["pkd"] == 0.0
+    measure(calibration, task=2.0, pkd=1.0)
+    assert calibration.gains["pkd"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("slope", [0.0, math.inf, math.nan])
+def test_a_batch_without_a_usable_unit_gradient_is_skipped_for_that_unit(slope: float) -> None:
+    calibration = GainCalibration({"pkd": 0.3, "cwd": 0.3})
+    measure(calibration, task=5.0, pkd=slope, cwd=1.0)
+    measure(calibration, task=2.0, pkd=1.0, cwd=1.0)
+    assert calibration.gains["pkd"] == pytest.approx(0.6)
+    assert calibration.gains["cwd"] == pytest.approx(0.3 * 7 / 2)
+
+
+def test_a_window_waits_for_the_unit_that_was_skipped() -> None:
+    calibration = GainCalibration({"pkd": 0.3, "cwd": 0.3})
+    for _ in range(BATCHES):
+        measure(calibration, task=2.0, pkd=0.0, cwd=1.0)
+    assert calibration.wants(warmed_up=False)
+    held = calibration.gains["cwd"]
+    for _ in range(BATCHES):
+        measure(calibration, task=200.0, pkd=1.0, cwd=1.0)
+    assert calibration.gains["cwd"] == held
+    assert not calibration.wants(warmed_up=False)
+
+
+def test_state_goes_on_in_the_middle_of_a_window() -> None:
+    whole, first = GainCalibration({"pkd": 0.3}), GainCalibration({"pkd": 0.3})
+    for step in range(BATCHES + 5):
+        whole.wants(warmed_up=step >= BATCHES)
+        measure(whole, task=1.0 + step, pkd=1.0)
+    for step in range(5):
+        measure(first, task=1.0 + step, pkd=1.0)
+    second = GainCalibration({"pkd": 0.3})
+    second.load(first.state())
+    for step in range(5, BATCHES + 5):
+        second.wants(warmed_up=step >= BATCHES)
+        measure(second, task=1.0 + step, pkd=1.0)
+    assert second.state() == whole.state()
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_each_unit_reaches_its_share_of_the_tasks_gradient(family: str) -> None:
+    model, criterion = tiny_criterion("dfmsd+pcd", family, family, kd_gain="auto", kd_share=0.4, pcd_gain=3.0)
+    batch = tiny_batch()
+    preds = model(batch["img"])
+    criterion(preds, batch)
+    task, _ = criterion.base(preds, batch)
+    feats = (preds.get("one2many") or preds)["feats"]
+    reference = gradient_norm(task.sum() / len(batch["img"]), feats)
+    units = criterion._units(0, read_output(preds), batch)
+    reached = {
+        unit: float(gradient_norm(criterion.unit_gain(unit) * value[1], feats) / reference)
+        for unit, value in units.items()
+    }
+    assert reached == pytest.approx({"dfmsd": 0.1, "pcd_grouped": 0.15, "pcd_binary": 0.15}, rel=1e-4)
+
+
+def test_measuring_leaves_no_gradient_behind() -> None:
+    model, criterion = tiny_criterion("dfmsd+pcd", kd_gain="auto")
+    batch = tiny_batch()
+    criterion(model(batch["img"]), batch)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,131 @@
+"""The host's raw head outputs in one shape, checked against what the host itself makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.ops import xywh2xyxy
+
+from tests.tiny import NAMES, tiny_batch, tiny_model
+from yolokd.outputs import View, read_output, shared_levels
+
+COUNT = 64 + 16 + 4  # anchors of a 64x64 image on strides 8, 16 and 32
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("family", "branches"), [("yolov8n", 1), ("yolo11n", 1), ("yolo26n", 2), ("yolov10n", 2)])
+def test_one_and_two_branch_heads_are_read_in_training_and_evaluation(
+    family: str, branches: int, training: bool
+) -> None:
+    model = tiny_model(family).train(training)
+    output = read_output(model(tiny_batch()["img"]))
+    assert list(output.branches) == ["one2many", "one2one"][:branches]
+    bins = model.model[-1].reg_max
+    for branch in output.branches.values():
+        assert branch.logits.shape == (2, COUNT, len(NAMES))
+        assert branch.boxes.shape == (2, COUNT, 4 * bins)
+    assert [tuple(feat.shape[-2:]) for feat in output.feats] == [(8, 8), (4, 4), (2, 2)]
+    assert all(feat.requires_grad for feat in output.feats)
+
+
+def test_neck_maps_of_two_branch_heads_carry_gradient_to_the_neck() -> None:
+    """The one-to-one branch gets detached maps in training; the others must be chosen."""
+    model = tiny_model("yolo26n").train()
+    preds = model(tiny_batch()["img"])
+    assert not any(feat.requires_grad for feat in preds["one2one"]["feats"])
+    output = read_output(preds)
+    assert all(a is b for a, b in zip(output.feats, preds["one2many"]["feats"]))
+
+
+def test_a_fused_end_to_end_model_has_one_branch() -> None:
+    model = tiny_model("yolo26n")
+    model.end2end = True
+    model.fuse(verbose=False)
+    assert list(read_output(model(tiny_batch()["img"])).branches) == ["one2one"]
+
+
+def test_maps_alone_are_read_from_a_list() -> None:
+    maps = [torch.zeros(1, 2, 4, 4)]
+    assert read_output(maps).feats is maps
+    assert read_output(maps).branches == {}
+
+
+@pytest.mark.parametrize("preds", [torch.zeros(1, 3), (torch.zeros(1), torch.zeros(1)), {"logits": 1}])
+def test_other_outputs_are_refused(preds: Any) -> None:
+    with pytest.raises(TypeError, match="without raw maps"):
+        read_output(preds)
+
+
+def whole(model: DetectionModel) -> View:
+    strides = tuple(int(stride) for stride in model.stride)
+    return View(strides, tuple(range(len(strides))))
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_decoded_boxes_are_the_hosts_own(family: str) -> None:
+    model = tiny_model(family)
+    model.end2end = False
+    images = tiny_batch(size=(64, 96))["img"]
+    decoded, preds = model(images)
+    taps = whole(model).taps(read_output(preds), "one2many")
+    assert torch.allclose(taps.decoded(), xywh2xyxy(decoded[:, :4].transpose(1, 2)), atol=1e-3)
+    assert torch.allclose(taps.logits.sigmoid(), decoded[:, 4:].transpose(1, 2), atol=1e-5)
+
+
+def test_decoded_boxes_of_the_one_to_one_branch_are_the_hosts_own() -> None:
+    model = tiny_model("yolo26n")
+    model.end2end = True
+    detections, preds = model(tiny_batch()["img"])  # (B, A, 6): best pair of anchor and class first
+    taps = whole(model).taps(read_output(preds), "one2one")
+    best = taps.logits.flatten(1).topk(20).indices // len(NAMES)
+    boxes = taps.decoded().gather(1, best[..., None].expand(-1, -1, 4))
+    assert torch.allclose(boxes, detections[:, :20, :4], atol=1e-3)
+
+
+def test_anchors_are_the_hosts_own_in_order() -> None:
+    model = tiny_model("yolov8n")
+    _, preds = model(tiny_batch(size=(64, 96))["img"])
+    centres, strides = whole(model).taps(read_output(preds), "one2many").anchors()
+    head = model.model[-1]
+    assert torch.equal(strides[:, 0], head.strides[0])
+    assert torch.equal(centres, (head.anchors * head.strides).T)
+
+
+def test_a_view_keeps_its_levels_and_classes() -> None:
+    model = tiny_model("yolov8n")
+    output = read_output(model(tiny_batch()["img"]))
+    view = View((8, 16, 32), levels=(0, 2), classes=(2, 0))
+    taps = view.taps(output, "one2many")
+    every = whole(model).taps(output, "one2many")
+    assert taps.strides == (8, 32)
+    assert [tuple(feat.shape[-2:]) for feat in taps.feats] == [(8, 8), (2, 2)]
+    rows = [*range(64), *range(80, 84)]
+    assert torch.equal(taps.logits, every.logits[:, rows][..., [2, 0]])
+    assert torch.equal(taps.boxes, every.boxes[:, rows])
+    assert torch.equal(taps.decoded(), every.decoded()[:, rows])
+
+
+def test_a_view_of_the_neck_alone_has_no_head_output() -> None:
+    output = read_output(tiny_model("yolov8n")(tiny_batch()["img"]))
+    taps = View((8, 16, 32), (0, 1, 2)).taps(output, None)
+    assert taps.logits is None
+    assert taps.boxes is None
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "wanted", "expected"),
+    [
+        ((8, 16, 32), (8, 16, 32), None, [8, 16, 32]),
+        ((4, 8, 16, 32), (8, 16, 32), None, [8, 16, 32]),
+        ((8, 16, 32), (8, 16, 32, 64), None, [8, 16, 32]),
+        ((8, 16, 32), (8, 16, 32), (16, 32), [16, 32]),
+        ((8, 16, 32), (64,), None, []),
+    ],
+)
+def test_levels_are_shared_by_stride(
+    student: tuple[int, ...], teacher: tuple[int, ...], wanted: tuple[int, ...] | None, expected: list[int]
+) -> None:
+    assert shared_levels(student, teacher, wanted) == expected
