@@ -133,7 +133,7 @@ MISTAKES = [
     ("train model={student} teacher={root}/empty.pt data={data}", ["teacher=", "empty"]),
     ("train model={student} teacher={root}/cut.pt data={data}", ["teacher=", "cut off"]),
     ("train model={student} teacher={root}/folder.pt data={data}", ["teacher=", "is a folder"]),
-    ("train model={student} teacher={root}/classify.pt data={data}", ["teacher=", "classify model"]),
+    ("train model={student} teacher={root}/classify.pt data={data}", ["teacher=", "classify.pt", "detection model"]),
     ("train model={student} teacher=yolov8s.yaml data={data}", ["teacher=yolov8s.yaml", "without weights"]),
     ("train model={student} teacher=[{teacher},{root}/text.pt] data={data}", ["teacher=", "text.pt"]),
     # data
@@ -432,8 +432,8 @@ def test_methods_tells_of_each_what_is_ours(capsys):
         assert loss.paper in row and loss.signal in row
     assert "gdetkd = sgfi+ckd" in text and text.count("  ours: ") == len(LOSSES)
     parameters = {line.split()[0]: line.split()[2] for line in text.splitlines() if "arXiv" in line}
-    # 1x1 convolutions with bias: 64*128+128 + 128*256+256 + 256*512+512; pkd's have none
-    assert parameters["cwd"] == "172,928" and parameters["pcd"] == "0"
+    # 1x1 convolutions: 64*128 + 128*256 + 256*512, without bias, which the standardisation would remove
+    assert parameters["cwd"] == "172,032" and parameters["pcd"] == "0"
 
 
 def test_checks(capsys, monkeypatch):

@@ -295,7 +295,7 @@ def test_a_recipe_is_valid_and_shows_defaults_but_for_what_makes_it(name):
 
 def test_recipe_by_name_and_the_error_lists_them():
     assert config.recipe("dfmsd") == config.recipe("dfmsd.yaml") and config.recipe("dfmsd").is_file()
-    with pytest.raises(UserError, match="recipes: bckd, ckd, .*dfmsd"):
+    with pytest.raises(UserError, match=r"recipes: bckd, ckd, .*dfmsd"):
         config.recipe("default")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from yolokd.bootstrap import average_precision, collect_matches
 from yolokd.errors import UserError
-from yolokd.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, match_classes, predict, score
+from yolokd.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, map_classes, predict, score
 
 Box = tuple[float, float, float, float]
 
@@ -304,7 +304,7 @@ class TestGroundTruth:
             coco_ground_truth(write_dataset(tmp_path, {"a": "0 0.5 0.5 0.2 0.4\n"}), split="test")
 
 
-class TestMatchClasses:
+class TestMapClasses:
     @pytest.mark.parametrize(
         "model, dataset, expected",
         [
@@ -315,11 +315,11 @@ class TestMatchClasses:
         ],
     )
     def test_known(self, model: dict[int, str], dataset: dict[int, str], expected: dict[int, int]) -> None:
-        assert match_classes(model, dataset) == expected
+        assert map_classes(model, dataset) == expected
 
     def test_nothing_matches(self) -> None:
         with pytest.raises(UserError, match="none of the model's 3 classes"):
-            match_classes({0: "x", 1: "y", 2: "z"}, {0: "a", 1: "b"})
+            map_classes({0: "x", 1: "y", 2: "z"}, {0: "a", 1: "b"})
 
 
 class Seer(nn.Module):
@@ -401,6 +401,22 @@ class TestAgainstUltralytics:
         assert result.ap50 == pytest.approx(validator.metrics.box.map50, abs=0.005)
         assert list(result.per_class.values()) == pytest.approx(validator.metrics.box.maps.tolist(), abs=0.01)
         assert result.images == 30 and sum(result.objects.values()) == validator.metrics.nt_per_class.sum()
+
+    def test_matches_are_ultralytics_own(self, coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With its integration of the curve, and boxes not clipped to the image, its AP comes out of our matches."""
+        from ultralytics.utils import ops
+        from ultralytics.utils.metrics import compute_ap
+
+        monkeypatch.setattr(ops, "clip_boxes", lambda boxes, shape: boxes)
+        result = evaluate(Seer(), coloured, imgsz=320, device="cpu")
+        values = []
+        for found_class in result.matches.classes:
+            for hit in found_class.hit:
+                true = np.cumsum(hit)
+                recall, precision = true / found_class.objects.sum(), true / np.arange(1, len(hit) + 1)
+                values.append(compute_ap(recall, precision)[0])
+        assert np.mean(values) == pytest.approx(result.host_ap, abs=1e-3)
+        assert result.ap != pytest.approx(result.host_ap, abs=1e-5)
 
     def test_classes_go_by_name(self, coloured: Path) -> None:
         """A model with the classes in another order, or without one of them, gets what it deserves."""

@@ -75,7 +75,7 @@ def test_boxes_in_any_order_reach_their_own_image() -> None:
     regions, _ = propose(student, mixed, 8, 0.5, seeded())
     for image in range(3):
         labelled = targets.boxes[targets.image_index == image]
-        assert sorted(sum((origin(region, labelled) for region in regions[image, :2]), [])) == [0, 1]
+        assert sorted(i for region in regions[image, :2] for i in origin(region, labelled)) == [0, 1]
 
 
 @pytest.mark.parametrize(("share", "objects"), [(0.0, 2), (1.0, 2), (0.25, 0)])

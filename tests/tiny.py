@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +34,13 @@ def tiny_model(
     task: type[DetectionModel] = DetectionModel,
 ) -> Any:
     """Return a detector from its YAML; a trained one has the batch statistics of noise and lively outputs."""
+    return deepcopy(_built(name, tuple(names), seed, trained, channels, task))
+
+
+@cache
+def _built(
+    name: str, names: tuple[str, ...], seed: int, trained: bool, channels: int, task: type[DetectionModel]
+) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = task(f"{name}.yaml", ch=channels, nc=len(names), verbose=False)
@@ -123,6 +132,16 @@ def overrides_for(project: Path, data: Path, **overrides: Any) -> dict[str, Any]
         "name": "run",
     }
     return {**settings, **overrides}
+
+
+def set_up(project: Path, data: Path, **overrides: Any) -> DistillationTrainer:
+    """Return a trainer that is ready for its first step."""
+    trainer = DistillationTrainer(overrides=overrides_for(project, data, **overrides))
+    trainer._setup_train()
+    trainer._model_train()
+    trainer.train_time_start = trainer.epoch_time_start = 0.0
+    trainer.epoch = 0
+    return trainer
 
 
 def train(project: Path, data: Path, **overrides: Any) -> DistillationTrainer:

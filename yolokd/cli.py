@@ -75,6 +75,8 @@ def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
                 key, value = parse_key_value_pair(word)
             except AssertionError:
                 raise UserError(f"'{word}' has no value; write {word}VALUE, or leave it out") from None
+            if not key:
+                raise UserError(f"'{word}' has no key; write key=value")
             if key == "cfg" and value is not None:
                 recipe = read_recipe(str(value))
             else:
@@ -397,10 +399,12 @@ def split_mode(words: Sequence[str]) -> tuple[str, list[str]]:
         return asked[0], []
     if words[0] in MODES:
         return words[0], list(words[1:])
-    from ultralytics.cfg import merge_equals_args
-
+    merged = list(words)
     try:
-        merged = merge_equals_args(list(words))
+        if any("=" in word for word in words):
+            from ultralytics.cfg import merge_equals_args
+
+            merged = merge_equals_args(merged)
     except (SyntaxError, IndexError) as error:
         raise UserError(f"{' '.join(words)[:80]}: {error}; write yolokd MODE key=value") from None
     for index, word in enumerate(merged):

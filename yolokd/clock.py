@@ -43,6 +43,7 @@ def start_epoch(trainer: Any) -> None:
     if criterion is None:
         return
     clock, before = criterion.clock, criterion.stage
+    criterion.start_means()
     clock.epoch, clock.step, clock.steps = trainer.epoch, 0, len(trainer.train_loader)
     clock.epochs, clock.close_mosaic = trainer.epochs, trainer.args.close_mosaic
     if criterion.stages.count > 1 and (criterion.stage != before or trainer.epoch == trainer.start_epoch):

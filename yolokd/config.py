@@ -195,9 +195,11 @@ def methods(value: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"method={value} is not valid: it must be names joined by +, i.e. method=dfmsd+pcd")
+    names = [name.strip() for name in value.split("+")]
+    if set(names) <= set(METHODS) and len(set(names)) == len(names):
+        return tuple(names)  # without importing torch
     from yolokd.losses import ALIASES
 
-    names = [name.strip() for name in value.split("+")]
     known = [*METHODS, *ALIASES, "none", "ultralytics"]
     for name in names:
         if name not in known:

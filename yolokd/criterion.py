@@ -11,6 +11,7 @@ from torch import nn
 
 from yolokd.calibration import GainCalibration
 from yolokd.clock import Clock
+from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss
 from yolokd.outputs import Output, View, read_output
 from yolokd.schedule import Schedule, Stages
@@ -89,7 +90,7 @@ class DistillationLoss(nn.Module):
         """
         super().__init__()
         self.links = list(links)
-        self.methods = nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in methods.items()})
+        self.methods: Any = nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in methods.items()})
         self.schedule, self.stages = schedule, stages
         self.gains = dict(shares)
         self.calibration = GainCalibration(shares) if calibrate else None
@@ -98,9 +99,9 @@ class DistillationLoss(nn.Module):
         self.watch = TermWatch()
         self.values: dict[str, torch.Tensor] = {}
         self.seen = 0
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_post_hook(_forgive)
-        for name, modules in self.methods.items():
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
+        for name, modules in methods.items():
             for module in modules:
                 module.staged = name == "dfmsd" and stages.count > 1
         self.set_base(base)
@@ -163,21 +164,26 @@ class DistillationLoss(nn.Module):
         """Return each method's term as it is added to the loss per image."""
         output, factor = read_output(preds), self.factor
         terms = {name: _idle(modules, output.feats[0]) for name, modules in self.methods.items()}
-        measures = self.training and self._measures()
-        if factor == 0 and not measures:
+        if factor == 0:
             return terms
         units = self._units(self.stages.teacher(self.stage), output, batch)
-        if measures and self.calibration:
-            weighted = {unit: term for unit, (_, term, _) in units.items()}
-            self.calibration.measure(task, weighted, [feat for feat in output.feats if feat.requires_grad])
+        if self.training:
+            self._measure(task, units, [feat for feat in output.feats if feat.requires_grad])
         for unit, (name, term, _) in units.items():
             terms[name] = terms[name] + self.unit_gain(unit) * factor * term
         if self.training:
             self._note(units, terms, factor)
         return terms
 
-    def _measures(self) -> bool:
-        return self.calibration is not None and self.calibration.wants(self.clock.progress >= self.schedule.warmup)
+    def _measure(self, task: torch.Tensor, units: Units, feats: Sequence[torch.Tensor]) -> None:
+        """Let the gains be measured where they are due, and refuse a run whose neck cannot learn."""
+        if not feats and (self.calibration or any(m[0].signal != "logits" for m in self.methods.values())):
+            raise UserError(
+                "freeze= leaves no gradient at the neck, where features are distilled and kd_gain=auto measures; "
+                "freeze fewer layers, or use a logit method with a gain of your own, i.e. method=pcd kd_gain=1.0"
+            )
+        if self.calibration and self.calibration.wants(self.clock.progress >= self.schedule.warmup):
+            self.calibration.measure(task, {unit: term for unit, (_, term, _) in units.items()}, feats)
 
     def _units(self, index: int, student: Output, batch: dict[str, torch.Tensor]) -> Units:
         """Return each unit's method, its sum over branches by their weight in the task, and the sum of the weights."""
@@ -229,13 +235,18 @@ class DistillationLoss(nn.Module):
         """Add the step to the epoch's means, and let the watch see the terms that should act."""
         self.seen += 1
         objects = torch.stack([a.positives.sum() for a in self.assignments.values() if a.positives is not None]).sum()
+        acting: dict[str, bool] = {}
         for unit, (name, term, weight) in units.items():
             value = term.detach() / weight
             self.values[unit] = self.values[unit] + value if unit in self.values else value
-            if factor * self.unit_gain(unit) > 0:
-                always = self.methods[name][0].signal == "features"
-                self.watch.see(name, terms[name], None if always else objects)
+            acting[name] = acting.get(name, False) or factor * self.unit_gain(unit) > 0
+        for name in (name for name, acts in acting.items() if acts):
+            self.watch.see(name, terms[name], None if self.methods[name][0].signal == "features" else objects)
         self.watch.check()
+
+    def start_means(self) -> None:
+        """Forget the steps so far: an epoch begins, or is done again."""
+        self.values, self.seen = {}, 0
 
     def columns(self) -> dict[str, float]:
         """Return the epoch's means and the gains for results.csv, and start the next epoch's.
@@ -248,7 +259,7 @@ class DistillationLoss(nn.Module):
             value = self.values.get(unit)
             columns[f"kd/{unit}"] = float(value) / self.seen if value is not None and self.seen else float("nan")
             columns[f"kd/{unit}_gain"] = self.unit_gain(unit)
-        self.values, self.seen = {}, 0
+        self.start_means()
         return columns
 
     def state(self) -> dict[str, Any]:

@@ -242,8 +242,8 @@ def _place(
     rng: np.random.Generator, shape: Contours, size: int
 ) -> tuple[NDArray[np.float32], tuple[float, float, float, float]]:
     """Return a shape's coverage of each pixel (size, size) and its box in pixels at a random place, size and turn."""
-    smallest = max(MIN_SIDE, 0.08 * size)
-    radius = smallest * (0.38 * size / smallest) ** rng.uniform() / 2  # small ones as often as large ones
+    smallest = max(MIN_SIDE, 0.12 * size)
+    radius = smallest * (0.42 * size / smallest) ** rng.uniform() / 2  # small ones as often as large ones
     stretch = np.exp(rng.normal(0, 0.06, 2))
     turn = rng.uniform(-14, 14)  # less than half of what turns a square into a diamond
     margin = radius * 0.8

@@ -17,9 +17,10 @@ from torch import nn
 
 from yolokd.coco import Evaluation, bootstrap, score
 from yolokd.errors import UserError
+from yolokd.pairing import match_classes
 from yolokd.rng import preserved_rng
 
-__all__ = ("Evaluation", "bootstrap", "coco_ground_truth", "evaluate", "match_classes", "predict", "score")
+__all__ = ("Evaluation", "bootstrap", "coco_ground_truth", "evaluate", "map_classes", "predict", "score")
 
 
 def coco_ground_truth(
@@ -134,6 +135,9 @@ def evaluate(
     """Evaluate a detector on a split of an Ultralytics dataset with pycocotools.
 
     A class of the dataset that the model does not know counts with an AP of 0 (Ultralytics leaves its labels out).
+    Matches are those of Ultralytics but for boxes that leave the image, which are clipped here as COCO's own are, and
+    the area under the curve is COCO's instead of its trapezoids: the two AP differ by less than 0.005, a little more
+    where most classes have one or two objects.
 
     Args:
         model (str | Path | nn.Module): Weights, an Ultralytics model or its network.
@@ -159,7 +163,7 @@ def evaluate(
     return score(ground_truth, detections, host_ap=host_ap)
 
 
-def match_classes(model: Mapping[int, str], dataset: Mapping[int, str]) -> dict[int, int]:
+def map_classes(model: Mapping[int, str], dataset: Mapping[int, str]) -> dict[int, int]:
     """Map a model's class indices to a dataset's.
 
     Args:
@@ -167,19 +171,15 @@ def match_classes(model: Mapping[int, str], dataset: Mapping[int, str]) -> dict[
         dataset (Mapping[int, str]): Class names of the dataset.
 
     Returns:
-        (dict[int, int]): Model index -> dataset index. Equal lists map index by index; otherwise names decide, case,
-            spaces, hyphens and underscores aside; lists of one length without a common name map index by index.
+        (dict[int, int]): Model index -> dataset index. Equal lists map index by index; otherwise folded names decide;
+            lists of one length without a common name map index by index.
 
     Raises:
         UserError: If nothing matches.
     """
-    folded = [{i: "".join(c for c in n.casefold() if c not in " _-") for i, n in m.items()} for m in (model, dataset)]
-    if folded[0] == folded[1]:
+    if dict(model) == dict(dataset):
         return {index: index for index in model}
-    by_name: dict[str, int] = {}
-    for index, name in folded[1].items():
-        by_name.setdefault(name, index)
-    matched = {index: by_name[name] for index, name in folded[0].items() if name in by_name}
+    matched = {index: target for target, index in match_classes(dataset, model)}
     if not matched and len(model) == len(dataset):
         return dict(zip(sorted(model), sorted(dataset)))
     if not matched:
@@ -223,7 +223,7 @@ def _validate(
         validator.collected = []
         validator(model=deepcopy(network) if isinstance(network, nn.Module) else network)
     names = {int(index): str(name) for index, name in validator.names.items()}
-    mapping = dict.fromkeys(names, 0) if info["single_cls"] else match_classes(names, dataset)
+    mapping = dict.fromkeys(names, 0) if info["single_cls"] else map_classes(names, dataset)
     ids: dict[str, list[int]] = {}
     for image in ground_truth["images"]:
         ids.setdefault(str(image["file_name"]), []).append(int(image["id"]))

@@ -41,7 +41,7 @@ class Parity:
         detections_onnx (int): Detections of the exported file at `conf`.
         conf (float): Confidence threshold; below the usual one where the weights detect nothing on the inputs.
         same_detections (bool): Whether each detection of either side has a partner of its class and score on the
-            other side, with an IoU of 0.9 or more.
+            other side, its corners within a twentieth of its longer side.
         end2end (bool): Whether the exported file gives final detections by itself.
         bits (int): Precision of the exported file, 32 or 16.
     """
@@ -250,12 +250,12 @@ def _image(index: int, height: int, width: int, channels: int, seed: int) -> Arr
     image, _ = draw_image(drawing, split=1, index=index)
     image = np.asarray(cv2.resize(image, (width, height)), dtype=np.uint8).reshape(height, width, -1)
     image = np.resize(image.transpose(2, 0, 1), (channels, height, width))  # repeats planes beyond the third
-    return np.ascontiguousarray(image, dtype=np.float32) / 255
+    return np.ascontiguousarray(image / 255, dtype=np.float32)
 
 
 def _detections(output: Array, conf: float, iou: float, nc: int, final: bool) -> Array:
     """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class."""
     if final:
         return output[0][output[0][:, 4] >= conf][:, :6]
-    rows: Array = non_max_suppression(torch.from_numpy(output.copy()), conf, iou, nc=nc, max_time_img=60.0)[0].numpy()
+    rows = non_max_suppression(torch.from_numpy(output.copy()), conf, iou, nc=nc, max_time_img=60.0)[0].numpy()
     return rows[:, :6]

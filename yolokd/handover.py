@@ -14,6 +14,7 @@ FOLDER_PREFIX = "yolokd-teacher-"  # a launcher leaves teacher objects in such a
 
 
 def as_list(value: Any) -> list[Any]:
+    """Return one value or several as a list."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from yolokd.criterion import DistillationLoss, Link
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES, build
@@ -33,7 +31,7 @@ def match_classes(student: Mapping[int, str], teacher: Mapping[int, str]) -> lis
 
 
 def link(
-    model: nn.Module, names: Mapping[int, str], teacher: Teacher, levels: Sequence[int] | None, needs_classes: list[str]
+    model: Any, names: Mapping[int, str], teacher: Teacher, levels: Sequence[int] | None, needs_classes: list[str]
 ) -> Link:
     """Pair levels by stride and classes by name.
 
@@ -108,9 +106,7 @@ def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
     return shares
 
 
-def build_criterion(
-    model: nn.Module, teachers: Sequence[Teacher], methods: Sequence[str], args: Any
-) -> DistillationLoss:
+def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any) -> DistillationLoss:
     """Build the distillation criterion of a student; its random streams are left as they were.
 
     Args:

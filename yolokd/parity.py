@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SAME_IOU = 0.9  # two boxes that overlap this much are one detection
+SAME_PLACE = 0.05  # corners this far apart, as a fraction of the longer side, are one place (or half a pixel)
+LEAST_SCALE = 1e-4  # channels that never exceed this, such as classes that are nowhere seen, are compared to this
 
 Array = NDArray[np.float32]
 
@@ -28,7 +29,7 @@ def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> tuple[float, f
         return math.inf, math.inf
     gap = np.max([np.abs(a - b).max(axis=(0, 2)) for a, b in zip(ours, theirs)], axis=0)  # (4 + nc,)
     scale = np.max([np.abs(a).max(axis=(0, 2)) for a in ours], axis=0)
-    return float(gap.max()), float((gap / np.maximum(scale, 1e-12)).max())
+    return float(gap.max()), float((gap / np.maximum(scale, LEAST_SCALE)).max())
 
 
 def ordered_difference(ours: Sequence[Array], theirs: Sequence[Array], tolerance: float) -> tuple[float, float]:
@@ -86,12 +87,10 @@ def partnered(rows: Array, others: Array, conf: float, tolerance: float) -> bool
     rows = rows[rows[:, 4] >= conf]
     if not len(rows) or not len(others):
         return not len(rows)
-    first, second = rows[:, None], others[None]  # (N, 1, 6), (1, M, 6)
-    corners = np.minimum(first[..., 2:4], second[..., 2:4]) - np.maximum(first[..., :2], second[..., :2])
-    shared = np.clip(corners, 0, None).prod(axis=2)
-    areas = (first[..., 2:4] - first[..., :2]).prod(axis=2) + (second[..., 2:4] - second[..., :2]).prod(axis=2)
-    fits = (shared >= SAME_IOU * (areas - shared)) & (first[..., 5] == second[..., 5])
-    fits &= np.abs(first[..., 4] - second[..., 4]) <= tolerance
+    apart = np.abs(rows[:, None, :4] - others[None, :, :4]).max(axis=2)  # (N, M)
+    side = np.abs(rows[:, 2:4] - rows[:, :2]).max(axis=1, keepdims=True)
+    fits = (apart <= np.maximum(SAME_PLACE * side, 0.5)) & (rows[:, None, 5] == others[None, :, 5])
+    fits &= np.abs(rows[:, None, 4] - others[None, :, 4]) <= tolerance
     return bool(fits.any(axis=1).all())
 
 

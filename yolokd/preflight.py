@@ -42,8 +42,9 @@ def check_teachers(model: nn.Module, teachers: Sequence[Teacher], names: Mapping
     for teacher in teachers:
         if teacher.untrained:
             raise UserError(
-                f"teacher={args.teacher} was never trained (its batch normalisation holds initial values). Give trained "
-                f"weights, add teacher_epochs=20 to train it on the data first, or kd_preflight=False to go on anyway"
+                f"teacher={args.teacher} was never trained (its batch normalisation holds initial values). Give "
+                f"trained weights, add teacher_epochs=20 to train it on the data first, or kd_preflight=False to go on "
+                f"anyway"
             )
         if teacher.parameters < student:
             LOGGER.warning(
@@ -99,7 +100,8 @@ def quick_ap50(model: nn.Module, batches: Sequence[dict[str, Any]], classes: Map
     model.train(training)
     if not sum(len(part) for part in actual) or not sum(len(part) for part in scores):
         return 0.0
-    results = ap_per_class(*(np.concatenate(part) for part in (hits, scores, predicted, actual)))
+    tp, conf, found_class, true_class = (np.concatenate(part) for part in (hits, scores, predicted, actual))
+    results = ap_per_class(tp, conf, found_class, true_class)
     return float(results[5][:, 0].mean()) if len(results[5]) else 0.0
 
 
@@ -115,7 +117,7 @@ def _matched(overlap: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
     return hit
 
 
-def check_run(trainer: Any, teacher_models: Sequence[nn.Module]) -> None:
+def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
     """Compare teacher and student on a few validation batches and estimate the cost of a step.
 
     Generators are left as they were found, and so is the student.
@@ -159,7 +161,7 @@ def _cost(trainer: Any, batch: dict[str, Any]) -> None:
         "bboxes": batch["bboxes"][small],
         "batch_idx": batch["batch_idx"][small],
     }
-    model = deepcopy(unwrap_model(trainer.model)).train()
+    model: Any = deepcopy(unwrap_model(trainer.model)).train()
     distilled = model.criterion
     distilled.clock.step = 1
     seconds = {}

@@ -70,7 +70,7 @@ def propose(
     present[image, slot] = True
     labelled, present = labelled[:, :slots], present[:, :slots]
 
-    # Keys order the candidates of an image: 3 labelled, 2 positive while there is room, 1 others, 0 surplus, -1 nothing.
+    # Order of the candidates: 3 labelled, 2 positive while there is room, 1 others, 0 surplus positive, -1 nothing.
     chance = torch.rand(batch, count, generator=generator).to(device)
     rank = chance.masked_fill(~targets.positives, -1).argsort(dim=1, descending=True).argsort(dim=1)
     room = slots - present.sum(1, keepdim=True)

@@ -20,7 +20,7 @@ from yolokd.outputs import Output, read_output
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[nn.Module, str]:
+def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[Any, str]:
     """Return a private copy of a teacher's model in evaluation mode and its fingerprint.
 
     Args:
@@ -45,8 +45,8 @@ def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[
             raise UserError(f"{key}='{label}' cannot be loaded: {reason}") from error
     head = getattr(model, "model", [None])[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
     if not isinstance(head, Detect):
-        task = getattr(model, "task", None) or type(model).__name__
-        raise UserError(f"{key}='{label}' is a {task} model; a teacher must be a YOLO detection model, i.e. yolov8x.pt")
+        last = type(model if head is None else head).__name__
+        raise UserError(f"{key}='{label}' ends in {last}; a teacher must be a YOLO detection model, i.e. yolov8x.pt")
     return model.eval(), fingerprint(model)
 
 
@@ -62,16 +62,18 @@ def fingerprint(model: nn.Module) -> str:
 def is_untrained(model: nn.Module) -> bool:
     """Return whether every batch normalisation still holds its initial statistics."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    return bool(norms) and all(bool((m.running_mean == 0).all()) and bool((m.running_var == 1).all()) for m in norms)
+    pairs = [(m.running_mean, m.running_var) for m in norms]
+    kept = [(mean, var) for mean, var in pairs if mean is not None and var is not None]
+    return bool(kept) and all(not mean.any() and bool(torch.all(var == 1)) for mean, var in kept)
 
 
-def model_strides(model: nn.Module) -> tuple[int, ...]:
+def model_strides(model: Any) -> tuple[int, ...]:
     """Return the strides of a detector's levels in pixels, finest first."""
     return tuple(int(stride) for stride in model.model[-1].stride.tolist())
 
 
 @torch.no_grad()
-def neck_channels(model: nn.Module, channels: int) -> tuple[int, ...]:
+def neck_channels(model: Any, channels: int) -> tuple[int, ...]:
     """Return the channels of the neck maps, found by a forward pass so that pruned models are read as they are.
 
     Args:
@@ -106,7 +108,9 @@ class _Neck(nn.Module):
     def __init__(self, head: nn.Module):
         """Take over the place of a head in the layer graph."""
         super().__init__()
-        self.f, self.i, self.type, self.np = head.f, head.i, "Neck", 0
+        self.f: Any = head.f
+        self.i: Any = head.i
+        self.np = 0
 
     def forward(self, x: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the maps that would enter the head."""
@@ -130,7 +134,7 @@ class Teacher:
         untrained (bool): Whether its batch normalisations hold their initial statistics.
     """
 
-    def __init__(self, model: nn.Module, identity: str):
+    def __init__(self, model: Any, identity: str):
         """Read what pairing needs; `prepare` strips the model once the methods are known.
 
         Args:
@@ -147,7 +151,7 @@ class Teacher:
         self.parameters = sum(p.numel() for p in model.parameters())
         self.untrained = is_untrained(model)
         self.branches = tuple(name for name in ("one2many", "one2one") if self._has(head, name))
-        self.model = model
+        self.model: Any = model
         self.dtype: torch.dtype | None = None
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,11 +25,16 @@ from yolokd.state import FILE, read_state, write_state
 from yolokd.teacher import Teacher, load_teacher
 from yolokd.teacher_run import fine_tune
 
+if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
+    _Host = DetectionTrainer
+else:
+    _Host = object
+
 CLIP_NORM = 10.0  # the host's own bound for the student
 NOT_FINITE_LIMIT = 20
 
 
-class Distilling:
+class Distilling(_Host):
     """What distillation adds to an Ultralytics trainer; mixed in before the task's own trainer class.
 
     With `method=none` and `method=ultralytics` every override hands over to the host unchanged.
@@ -39,6 +44,9 @@ class Distilling:
         criterion (DistillationLoss | None): The student's criterion, once the model is set up.
         teacher_objects (list[nn.Module]): Teachers that came as objects rather than as files.
     """
+
+    args: Any
+    model: Any
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
         """Check our keys, hand the rest to the host, and leave no folder behind where something is wrong.
@@ -64,7 +72,7 @@ class Distilling:
             if config.methods(merged["method"]) == ("ultralytics",):
                 if self.teacher_objects:
                     raise UserError("method=ultralytics takes its teacher as a weights file, i.e. teacher=yolov8x.pt")
-                overrides["distill_model"] = overrides["teacher"]
+                overrides["distill_model"] = merged.get("distill_model") or as_list(merged["teacher"])[0]
         self._columns: dict[str, float] = {}
         self._skipped = 0
         try:
@@ -142,7 +150,8 @@ class Distilling:
         """Rebuild the task criterion, which reads the class weights that are set here."""
         super().set_class_weights()
         if self.criterion and self.args.cls_pw:
-            self.criterion.set_base(unwrap_model(self.model).init_criterion())
+            model: Any = unwrap_model(self.model)
+            self.criterion.set_base(model.init_criterion())
 
     def _setup_train(self) -> None:
         """Set up as the host does, then look at the run before it starts."""

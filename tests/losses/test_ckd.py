@@ -13,7 +13,7 @@ from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
-from tests.losses.overfit import fit
+from tests.losses.fitting import fit
 from tests.oracles import regions as oracle
 from yolokd.losses.ckd import CKDLoss, contrast, gathered, overlapping
 from yolokd.regions import pool, propose
@@ -36,7 +36,7 @@ def nothing(count: int) -> torch.Tensor:
 
 def test_known_number() -> None:
     # Two regions, temperature 1/2. Cosines of student 1 with teachers 1 and 2: 1 and 0; of student 2: 1 and 0 as well.
-    # First term ln(e^2 + e^0) - 2 = ln(8.389056) - 2 = 0.126928; second, whose own cosine is 0: ln(8.389056) = 2.126928.
+    # First term ln(e^2 + e^0) - 2 = ln(8.389056) - 2 = 0.126928; second, own cosine 0: ln(8.389056) = 2.126928.
     student, teacher = torch.tensor([[3.0, 0.0], [0.5, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 7.0]])
     value = contrast(student, teacher, nothing(2), *EMPTY, temperature=0.5)
     assert value.tolist() == pytest.approx([0.126928, 2.126928], rel=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.loss_contract import LossContract, RandomTowers, leaves, random_pair, random_taps, random_targets
-from tests.losses.overfit import fit
+from tests.losses.fitting import fit
 from tests.oracles import logits as oracle
 from yolokd.errors import UserError
 from yolokd.losses.crosskd import CrossKDLoss, restyle

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
-from tests.losses.overfit import fit
+from tests.losses.fitting import fit
 from tests.oracles import logits as oracle
 from yolokd.anchors import bin_divergence
 from yolokd.errors import UserError

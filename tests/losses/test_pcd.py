@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
-from tests.losses.overfit import fit
+from tests.losses.fitting import fit
 from tests.oracles import logits as oracle
 from yolokd.anchors import selected_anchors
 from yolokd.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
-from tests.losses.overfit import fit
+from tests.losses.fitting import fit
 from tests.oracles import regions as oracle
 from yolokd.losses.sgfi import Embedding, SGFILoss, imitation_error, level_weights
 from yolokd.regions import propose
@@ -30,9 +30,6 @@ class TestSGFIWithFewRegions(TestSGFI):
 
     def make(self, pair, **options):
         return super().make(pair, **({"regions": 6} | options))
-
-    def test_defaults_are_those_of_default_yaml(self) -> None:
-        pytest.skip("checked above")
 
 
 def test_level_weights_sum_to_one_and_follow_the_matching_level() -> None:
@@ -138,6 +135,14 @@ def test_levels_without_regions_leave_zero_gradients() -> None:
             assert bool(torch.isfinite(parameter.grad).all())
             assert (parameter.grad.abs().sum() > 0) == (level == 0)
     assert all(feat.grad.abs().sum() > 0 for feat in student.feats)
+
+
+def test_zero_at_identity_on_one_level() -> None:
+    pair = random_pair(levels=1, student_channels=(6,), teacher_channels=(6,))
+    _, teacher = random_taps(pair)
+    module = SGFILoss(pair, regions=8)
+    nn.init.dirac_(module.adapters[0][0].weight)
+    assert module(leaves(teacher), teacher, random_targets(teacher)).item() == pytest.approx(0.0, abs=1e-10)
 
 
 def test_overfits() -> None:

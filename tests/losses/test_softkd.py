@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
-from tests.losses.overfit import fit
+from tests.losses.fitting import fit
 from tests.oracles import logits as oracle
 from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss

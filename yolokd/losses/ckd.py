@@ -66,7 +66,8 @@ def overlapping(regions: torch.Tensor, real: torch.Tensor, threshold: float) -> 
     rows = regions.flatten(0, 1)
     image = torch.arange(batch, device=regions.device).repeat_interleave(count)
     same = image[:, None] == image[None]
-    return (same & (box_iou(rows, rows) > threshold)) | ~real.flatten()
+    close: torch.Tensor = box_iou(rows, rows) > threshold
+    return (same & close) | ~real.flatten()
 
 
 def gathered(keys: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,219 @@
+"""Export: the parity check sees agreement where there is one, and every kind of difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from ultralytics import YOLO
+
+from tests.tiny import save_model, tiny_model
+from yolokd.errors import UserError
+from yolokd.export import check_export, export_and_check
+from yolokd.parity import difference, matched_difference, ordered_difference, partnered
+
+IMGSZ = 64
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Fresh copies of saved weights by family, each in a folder of its own for its exported file."""
+    models: dict[str, Any] = {}
+
+    def make(family: str) -> Path:
+        model = models.setdefault(family, tiny_model(family, seed=3))
+        return save_model(model, tmp_path_factory.mktemp("export") / f"{family}.pt")
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that is missing must fail the test, not be installed by Ultralytics."""
+    monkeypatch.setattr("ultralytics.utils.checks.AUTOINSTALL", False)
+
+
+def export(path: Path, **overrides: Any) -> tuple[Path, Any]:
+    return export_and_check(path, {"format": "onnx", "imgsz": IMGSZ, **overrides})
+
+
+def tamper(path: Path, shape_end: tuple[int, ...], change: float) -> None:
+    """Change the values of the last weight of a kernel shape in an ONNX file."""
+    model = onnx.load(path)
+    found = [item for item in model.graph.initializer if tuple(item.dims)[-len(shape_end) :] == shape_end]
+    values = numpy_helper.to_array(found[-1])
+    found[-1].CopyFrom(numpy_helper.from_array((values + change).astype(values.dtype), found[-1].name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_raw_export_agrees_and_detections_are_compared(family: str, weights: Callable[[str], Path]) -> None:
+    path, parity = export(weights(family))
+    assert path.suffix == ".onnx" and path.is_file()
+    assert parity.ok and parity.same_detections and not parity.end2end
+    assert parity.detections_torch == parity.detections_onnx > 10  # or the comparison would say little
+    assert 0 < parity.max_rel < 1e-4 and 0 < parity.max_abs < 1e-2
+    assert "agrees with its weights" in parity.summary()
+
+
+@pytest.mark.parametrize("family", ["yolo26n", "yolov10n"])
+def test_end_to_end_export_agrees(family: str, weights: Callable[[str], Path]) -> None:
+    _, parity = export(weights(family), nms=False)
+    assert parity.end2end and parity.ok, parity.summary()
+    assert parity.detections_torch == parity.detections_onnx > 10
+
+
+def test_nms_built_into_the_file_agrees_with_nms_after_the_weights(weights: Callable[[str], Path]) -> None:
+    _, parity = export(weights("yolov8n"), nms=True, conf=0.4)
+    assert parity.end2end and parity.ok, parity.summary()
+    assert parity.conf == 0.4 and parity.detections_onnx > 5
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"imgsz": (64, 96)}, {"dynamic": True}, {"batch": 3}, {"dynamic": True, "batch": 2, "imgsz": (96, 64)}],
+    ids=str,
+)
+def test_rectangles_batches_and_dynamic_shapes(overrides: dict[str, Any], weights: Callable[[str], Path]) -> None:
+    _, parity = export(weights("yolov8n"), **overrides)
+    assert parity.ok and parity.detections_torch > 10, parity.summary()
+    least = 9 if overrides.get("batch") == 3 else 8  # whole batches of 3
+    assert parity.inputs >= (2 * least if overrides.get("dynamic") else least)  # dynamic: at two sizes
+
+
+@pytest.mark.parametrize("family, overrides", [("yolov8n", {}), ("yolov10n", {"nms": False})], ids=["raw", "end2end"])
+def test_half_precision_has_its_own_tolerance(
+    family: str, overrides: dict[str, Any], weights: Callable[[str], Path]
+) -> None:
+    _, parity = export(weights(family), quantize=16, **overrides)
+    assert parity.bits == 16 and parity.tolerance > 1e-3
+    assert parity.ok, parity.summary()
+    assert parity.max_rel > 1e-4  # it is coarser indeed: the float32 tolerance is not for it
+
+
+@pytest.mark.parametrize(
+    "family, overrides", [("yolov8n", {}), ("yolo26n", {"nms": False}), ("yolov8n", {"nms": True})]
+)
+def test_changed_weights_in_the_file_are_seen(
+    family: str, overrides: dict[str, Any], weights: Callable[[str], Path]
+) -> None:
+    source = weights(family)
+    path, parity = export(source, **overrides)
+    assert parity.ok
+    tamper(path, (3, 3), 0.02)
+    changed = check_export(source, path)
+    assert not changed.ok and changed.max_rel > changed.tolerance
+    assert "DIFFERS" in changed.summary()
+
+
+def test_a_small_change_of_one_class_bias_is_seen(weights: Callable[[str], Path]) -> None:
+    source = weights("yolov8n")
+    path, _ = export(source)
+    model = onnx.load(path)
+    biases = [item for item in model.graph.initializer if ".cv3." in item.name and item.name.endswith(".2.bias")]
+    assert len(biases) == 3  # of the three levels' class layers
+    for bias in biases:
+        values = numpy_helper.to_array(bias).copy()
+        values[1] += 0.05
+        bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    onnx.save(model, path)
+    assert not check_export(source, path).ok
+
+
+def test_other_weights_are_seen(weights: Callable[[str], Path]) -> None:
+    path, _ = export(weights("yolov8n"))
+    assert not check_export(tiny_model("yolov8n", seed=9), path).ok
+
+
+def test_a_model_from_yaml_can_be_exported_and_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where Ultralytics puts the file of a model without weights
+    model = YOLO("yolov8n.yaml")
+    model.model.train()
+    before = {key: value.clone() for key, value in model.model.state_dict().items()}
+    path, parity = export_and_check(model, {"format": "onnx", "imgsz": IMGSZ})
+    assert parity is not None and parity.ok and path.resolve().parent == tmp_path
+    assert parity.detections_torch == 0 and "raw outputs alone" in parity.summary()  # untrained: sure of nothing
+    assert model.model.training and not model.model.is_fused()
+    assert all((value == before[key]).all() for key, value in model.model.state_dict().items())
+
+
+def test_gray_images(tmp_path: Path) -> None:
+    source = save_model(tiny_model("yolov8n", channels=1), tmp_path / "gray.pt")
+    _, parity = export(source)
+    assert parity.ok and parity.detections_torch > 0
+    with pytest.raises(UserError, match="1 channels and the weights 3"):
+        check_export(tiny_model("yolov8n"), source.with_suffix(".onnx"))
+
+
+def test_other_formats_are_exported_without_a_comparison(weights: Callable[[str], Path]) -> None:
+    path, parity = export(weights("yolov8n"), format="torchscript")
+    assert path.is_file() and parity is None
+
+
+def test_what_cannot_be_compared_is_refused(weights: Callable[[str], Path], tmp_path: Path) -> None:
+    source = weights("yolov8n")
+    with pytest.raises(UserError, match="no ONNX file"):
+        check_export(source, source)
+    path, _ = export(source)
+    with pytest.raises(UserError, match="exported for 64 x 64"):
+        check_export(source, path, imgsz=96)
+    model = onnx.load(path)
+    by_key = {item.key: item for item in model.metadata_props}
+    by_key["task"].value = "segment"
+    onnx.save(model, tmp_path / "segment.onnx")
+    with pytest.raises(UserError, match="segment model"):
+        check_export(source, tmp_path / "segment.onnx")
+    by_key["task"].value = "detect"
+    by_key["args"].value = "{'quantize': 8}"
+    onnx.save(model, tmp_path / "int8.onnx")
+    with pytest.raises(UserError, match="8 bits"):
+        check_export(source, tmp_path / "int8.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(UserError, match="not exported by Ultralytics"):
+        check_export(source, tmp_path / "bare.onnx")
+
+
+def rows(*values: tuple[float, ...]) -> Any:
+    return np.asarray(values, dtype=np.float32).reshape(-1, 6)
+
+
+def test_difference_is_relative_to_the_channel_but_not_for_scores_near_zero() -> None:
+    ours = np.array([[[100.0, 50.0], [0.001, 0.002], [1e-7, 1e-7]]], dtype=np.float32)
+    theirs = np.array([[[100.0, 51.0], [0.001, 0.003], [1e-7, 3e-7]]], dtype=np.float32)
+    absolute, relative = difference([ours], [theirs])
+    assert absolute == pytest.approx(1.0)  # in the first channel, 1 of 100
+    assert relative == pytest.approx(0.5)  # in the second, 0.001 of 0.002
+    assert difference([ours], [theirs[:, :, :1]])[1] == np.inf
+    assert difference([ours], [ours * np.nan])[1] == np.inf
+
+
+def test_equal_scores_may_change_places_in_final_detections() -> None:
+    a, b, c = (0, 0, 10, 10, 0.5, 1), (20, 20, 40, 40, 0.5, 1), (5, 5, 9, 9, 0.1, 0)
+    assert ordered_difference([rows(a, b, c)], [rows(b, a, c)], 1e-3) == (0, 0)
+    moved = (20, 20, 40, 44, 0.5, 1)
+    absolute, relative = ordered_difference([rows(a, b, c)], [rows(moved, a, c)], 1e-3)
+    assert absolute == pytest.approx(4) and relative == pytest.approx(0.1)
+    assert ordered_difference([rows(a, b, c)], [rows((*a[:5], 2), (*b[:5], 2), c)], 1e-3)[1] == np.inf  # other classes
+    assert ordered_difference([rows(a, c)], [rows((*a[:4], 0.4, 1), c)], 1e-3)[1] == np.inf  # another score
+
+
+def test_detections_need_partners_of_class_place_and_score() -> None:
+    a = rows((0, 0, 10, 10, 0.5, 1))
+    assert partnered(a, a, 0.25, 1e-3)
+    assert partnered(a, rows(), 0.6, 1e-3)  # below the threshold none is needed
+    assert not partnered(a, rows(), 0.25, 1e-3)
+    assert not partnered(a, rows((0, 0, 10, 10, 0.5, 2)), 0.25, 1e-3)
+    assert not partnered(a, rows((0, 0, 10, 10, 0.4, 1)), 0.25, 1e-3)
+    assert partnered(a, rows((0, 0, 10, 9.6, 0.5, 1)), 0.25, 1e-3)  # a twentieth of 10 is 0.5
+    assert not partnered(a, rows((0, 0, 10, 9.4, 0.5, 1)), 0.25, 1e-3)
+    assert matched_difference([a], [rows((0, 0, 10, 8, 0.5, 1))], 0.25) == pytest.approx((2, 0.2))
+    assert matched_difference([a], [rows()], 0.25)[0] == np.inf
+    assert matched_difference([rows()], [rows()], 0.25)[0] == 0

@@ -1,0 +1,204 @@
+"""What a comparison keeps on disk: atomic JSON files, the lock of its folder, and the state of its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import math
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from yolokd.errors import UserError
+
+SCHEMA = 1
+Status = Literal["pending", "training", "evaluating", "done", "failed"]
+TRACEBACK_LINES = 30
+
+
+def now() -> str:
+    """Return the time with its zone, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def strict(value: Any) -> Any:
+    """Return a value with None in place of NaN and infinities, tuples as lists and paths as text, for strict JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a NumPy scalar
+        return strict(value.item())
+    return str(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON so that a reader finds the old file or the new one, never a part; `.gz` is compressed."""
+    text = json.dumps(strict(value), allow_nan=False, indent=None if path.suffix == ".gz" else 1)
+    data = text.encode()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(gzip.compress(data, compresslevel=6, mtime=0) if path.suffix == ".gz" else data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds, or None where it is missing or damaged."""
+    try:
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def read_record(folder: Path, plan: str) -> dict[str, Any] | None:
+    """Return the record of a finished run, or None where it is missing, damaged or of another plan.
+
+    Args:
+        folder (Path): Folder of the run.
+        plan (str): Identity of the plan.
+    """
+    record = read_json(folder / "run.json")
+    good = isinstance(record, dict) and record.get("schema") == SCHEMA and record.get("plan") == plan
+    return record if good else None
+
+
+@dataclass
+class Run:
+    """One run of a comparison.
+
+    Attributes:
+        key (str): Its folder within that of the comparison, i.e. `seed0/pcd`, or `teacher` for the teacher's evaluation.
+        arm (str): Name of its arm.
+        seed (int | None): Its seed; None for the teacher.
+        status (str): `pending`, `training`, `evaluating`, `done` or `failed`.
+        error (str | None): Why it failed, in one line.
+        traceback (str | None): The last lines of the traceback.
+    """
+
+    key: str
+    arm: str
+    seed: int | None
+    status: Status = "pending"
+    error: str | None = None
+    traceback: str | None = None
+
+
+class State:
+    """The runs of a comparison, in the order in which they are run; written to state.json at every change."""
+
+    def __init__(self, root: Path, plan: str, runs: Sequence[Run]):
+        """Take up what the disk holds.
+
+        Args:
+            root (Path): Folder of the comparison.
+            plan (str): Identity of the plan; a record of another one does not count.
+            runs (Sequence[Run]): All runs in order.
+        """
+        self.root, self.plan, self.runs = root, plan, list(runs)
+        saved = read_json(root / "state.json") or {}
+        before = {run["key"]: run for run in saved.get("runs", [])}
+        for run in self.runs:
+            old = before.get(run.key, {})
+            if read_record(root / run.key, plan):
+                run.status = "done"
+            elif old.get("status") == "failed":
+                run.status, run.error, run.traceback = "failed", old.get("error"), old.get("traceback")
+        self.save()
+
+    def retry(self) -> None:
+        """Let failed runs run again."""
+        for run in self.runs:
+            if run.status == "failed":
+                (self.root / run.key / "error.json").unlink(missing_ok=True)
+                run.status, run.error, run.traceback = "pending", None, None
+        self.save()
+
+    def set(self, run: Run, status: Status) -> None:
+        """Change the status of a run."""
+        if run.status != status:
+            run.status = status
+            self.save()
+
+    def finish(self, run: Run, code: int) -> None:
+        """Settle a run whose process has ended: done if its record is there, else failed with what is known.
+
+        Args:
+            run (Run): The run.
+            code (int): Exit code of the process, negative for a signal.
+        """
+        folder = self.root / run.key
+        if read_record(folder, self.plan):
+            run.status, run.error, run.traceback = "done", None, None
+        else:
+            told = read_json(folder / "error.json") or {}
+            ended = f"its process was ended by signal {-code}" if code < 0 else f"its process ended with code {code}"
+            run.status, run.error = "failed", str(told.get("error") or f"{ended} without a word; see worker.log")
+            run.traceback = told.get("traceback") or tail(folder / "worker.log")
+        self.save()
+
+    def save(self) -> None:
+        """Write state.json."""
+        write_json(
+            self.root / "state.json", {"schema": SCHEMA, "plan": self.plan, "runs": [asdict(run) for run in self.runs]}
+        )
+
+
+def tail(path: Path, lines: int = TRACEBACK_LINES) -> str:
+    """Return the last lines of a text file, or an empty text."""
+    try:
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        root (Path): The folder.
+
+    Raises:
+        UserError: If another process holds it; the message says which.
+    """
+    path = root / "lock"
+    with open(path, "a+", encoding="utf-8") as file:
+        if not _lock(file):
+            told = read_json(root / "lock.json") or {}
+            who = f"process {told['pid']} on {told['host']}, since {told['start']}" if told else "another process"
+            raise UserError(f"{root} is in use by {who}; wait for it, or choose another name=")
+        write_json(root / "lock.json", {"pid": os.getpid(), "host": socket.gethostname(), "start": now()})
+        try:
+            yield
+        finally:
+            (root / "lock.json").unlink(missing_ok=True)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file for this process alone and return whether that worked."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
