@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from yolokd import config
 from yolokd.errors import UserError
+from yolokd.keys import Accepted
 
 TEACHER = {"teacher": "t.pt"}
 # A value of the wrong type or word for every kind of comment in default.yaml; None is one unless it is optional.
@@ -308,4 +309,4 @@ def test_a_recipe_works_as_cfg_in_python_as_the_host_reads_it():
 
 def test_a_comment_that_is_no_type_is_an_error():
     with pytest.raises(ValueError, match="is no type"):
-        config.Accepted.parse("list[thing] >= 1")
+        Accepted.parse("list[thing] >= 1")

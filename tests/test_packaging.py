@@ -144,7 +144,13 @@ def test_supported_ranges_and_dependencies_agree_with_pyproject():
         assert wanted[name] == f"{name}{span}"
     assert set(info.PACKAGES) <= set(wanted)
     used = {n.split(".")[0] for path in (ROOT / "yolokd").rglob("*.py") for n in imported(path)}
-    installed_as = {"yaml": "pyyaml", "cv2": "ultralytics", "PIL": "ultralytics", "matplotlib": "ultralytics"}
+    installed_as = {
+        "yaml": "pyyaml",
+        "cv2": "ultralytics",
+        "PIL": "ultralytics",
+        "matplotlib": "ultralytics",
+        "psutil": "ultralytics",
+    }
     outside = {installed_as.get(n, n) for n in used - set(sys.stdlib_module_names) - {"yolokd"}}
     assert outside <= set(wanted), f"no dependency brings {outside - set(wanted)}"
 

@@ -5,31 +5,16 @@ from __future__ import annotations
 import errno
 import inspect
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from yolokd.errors import UserError
-
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-
-# What Ultralytics raises for arguments, files and data that cannot be used.
-HOST_MISTAKES = (
-    ValueError,
-    TypeError,
-    SyntaxError,
-    FileNotFoundError,
-    AssertionError,
-    NotImplementedError,
-    ConnectionError,
-)
-BARE = {"half", "int8", "end2end", "nms"}  # flags of the host whose default is not a bool
-WORDS_OF_TASK = ("detect", "segment", "semantic", "depth", "classify", "pose", "obb")
+from yolokd.cli_train import load_model, run_train
+from yolokd.errors import DONE, FAILED, INTERRUPTED, MISTAKE, UserError
+from yolokd.grammar import HOST_MISTAKES, host_keys, parse
 
 
 @dataclass(frozen=True)
@@ -43,196 +28,6 @@ class Mode:
 
     run: Callable[[list[str]], int]
     text: str
-
-
-def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Read `key=value` words as Ultralytics does: spaces around `=`, bare booleans, tasks, leading dashes, `cfg=`.
-
-    Args:
-        words (Sequence[str]): Words after the mode.
-        known (Mapping[str, Any]): Valid keys with their defaults.
-
-    Returns:
-        (dict[str, Any]): Values by key; a recipe's values stand under those given explicitly.
-
-    Raises:
-        UserError: If a word cannot be read.
-    """
-    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
-
-    from yolokd.config import unknown_key
-
-    given: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    try:
-        merged = merge_equals_args(list(words))
-    except (SyntaxError, IndexError) as error:
-        raise UserError(f"{' '.join(words)}: {error}; write key=value or key=[a,b]") from None
-    for word in merged:
-        word = word.removeprefix("--").removesuffix(",")
-        if "=" in word:
-            try:
-                key, value = parse_key_value_pair(word)
-            except AssertionError:
-                raise UserError(f"'{word}' has no value; write {word}VALUE, or leave it out") from None
-            if not key:
-                raise UserError(f"'{word}' has no key; write key=value")
-            if key == "cfg" and value is not None:
-                recipe = read_recipe(str(value))
-            else:
-                given[key] = value
-        elif word in WORDS_OF_TASK:
-            given["task"] = word
-        elif isinstance(known.get(word), bool) or word in BARE:
-            given[word] = True
-        elif word in known:
-            shown = "VALUE" if known[word] is None else known[word]
-            raise UserError(f"'{word}' needs a value, i.e. {word}={shown}")
-        else:
-            raise UserError(f"{unknown_key(word, known)}; arguments are written key=value")
-    return {**recipe, **given}
-
-
-def read_recipe(value: str) -> dict[str, Any]:
-    """Return the keys of a recipe: a file, else one of ours by name, else what Ultralytics finds by that name."""
-    import yaml
-    from ultralytics.utils.checks import check_yaml
-
-    from yolokd.config import recipe, recipes
-
-    path = Path(value)
-    if not path.is_file():
-        if path.stem in recipes() and path.parent == Path():
-            path = recipe(path.stem)
-        else:
-            try:
-                path = Path(check_yaml(value))
-            except HOST_MISTAKES:
-                raise UserError(f"cfg={value}: there is no such file; recipes: {', '.join(recipes())}") from None
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cfg={value} cannot be read as YAML: {' '.join(str(error).split())[:160]}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"cfg={value} holds no keys; a recipe has lines of the form key: value, i.e. method: dfmsd")
-    return {str(key): item for key, item in content.items() if key not in {"cfg", "mode"}}
-
-
-def host_keys() -> dict[str, Any]:
-    """Return Ultralytics' keys with their defaults."""
-    from ultralytics.utils import DEFAULT_CFG_DICT
-
-    return dict(DEFAULT_CFG_DICT)
-
-
-def run_train(words: list[str]) -> int:
-    """Train a student, with every Ultralytics train argument and ours."""
-    from ultralytics.cfg import TASK2DATA, get_cfg
-    from ultralytics.utils import LOGGER
-
-    from yolokd import config, inputs
-
-    base = config.merged_base()
-    given = parse(words, base)
-    overrides = config.check(given)
-    resume = overrides.get("resume")
-    if resume:
-        _prepare_resume(overrides)
-    if overrides.get("model") is None:
-        overrides["model"] = "yolo26n.pt"
-        LOGGER.warning("'model' argument is missing. Using default 'model=yolo26n.pt'.")
-    if not resume and overrides.get("data") is None:
-        overrides["data"] = TASK2DATA["detect"]
-        LOGGER.warning(f"'data' argument is missing. Using default 'data={overrides['data']}'.")
-    overrides.pop("mode", None)
-    task = overrides.pop("task", None)
-    if task not in {None, "detect"}:
-        raise UserError(f"task={task}: yolokd trains detection models; use `yolo {task} train` for plain training")
-    folder = None
-    if not resume:
-        try:
-            with config.quiet():
-                args = get_cfg(base, dict(overrides))
-        except HOST_MISTAKES as error:
-            raise UserError(inputs.reason(error)) from error
-        config.validate(vars(args))
-        folder = inputs.run_folder(args)
-    overrides["model"] = inputs.weights("model", overrides["model"], trained=bool(resume))
-    _check_teachers(overrides)
-    model = _load(overrides["model"], task)
-    if model.task != "detect":
-        raise UserError(
-            f"model={overrides['model']} is a {model.task} model; yolokd trains detection models, i.e. yolov8n.pt"
-        )
-    if resume and not (model.ckpt and model.ckpt.get("epoch", -1) >= 0 and model.ckpt.get("optimizer") is not None):
-        raise UserError(
-            f"resume model={overrides['model']}: the file holds no unfinished run (a finished one keeps no optimizer); "
-            f"to train on from it, leave resume out"
-        )
-    if not resume:
-        inputs.dataset(overrides["data"])  # last, since it may download
-    return _train(model, overrides, folder)
-
-
-def _prepare_resume(overrides: dict[str, Any]) -> None:
-    """Read `resume=path` as `resume model=path`, and ask for the checkpoint where none is named."""
-    if isinstance(overrides["resume"], str):
-        overrides["model"], overrides["resume"] = overrides["resume"], True
-    if overrides.get("model") is None:
-        raise UserError(
-            "resume needs the checkpoint of the run, i.e. yolokd train resume model=runs/detect/train/weights/last.pt"
-        )
-
-
-def _check_teachers(overrides: dict[str, Any]) -> None:
-    """Find the teachers' files, and load each once to see that it can teach."""
-    from yolokd import config, inputs
-    from yolokd.teacher import load_teacher
-
-    if overrides.get("teacher") is None or not config.methods(overrides.get("method", config.DEFAULTS["method"])):
-        return
-    found = [inputs.weights("teacher", item) for item in config.teachers(overrides["teacher"])]
-    for item in found:
-        load_teacher(item)
-    overrides["teacher"] = found if isinstance(overrides["teacher"], list) else found[0]
-
-
-def _load(path: str, task: str | None) -> Any:
-    """Return the student as a YOLO object."""
-    from ultralytics import YOLO
-
-    from yolokd.inputs import reason
-
-    try:
-        return YOLO(path, task=task)
-    except Exception as error:  # whatever a damaged file makes the loader raise
-        raise UserError(f"model={path} cannot be loaded: {reason(error)}") from error
-
-
-def _train(model: Any, overrides: dict[str, Any], folder: Path | None) -> int:
-    """Run the training; `folder` is the run folder to come, which is taken away again where nothing was trained."""
-    from yolokd.inputs import reason
-    from yolokd.trainer import DistillationTrainer
-
-    new = folder is not None and not folder.exists()
-    try:
-        model.train(trainer=DistillationTrainer, **overrides)
-        return DONE
-    except KeyboardInterrupt:
-        last = getattr(model.trainer, "last", None)
-        if last is not None and Path(last).exists():
-            print(f"\ninterrupted; go on with: yolokd train resume model={last}", file=sys.stderr)
-        else:
-            print("\ninterrupted before a first epoch was saved", file=sys.stderr)
-        return INTERRUPTED
-    except HOST_MISTAKES as error:
-        if hasattr(model.trainer, "train_time_start"):  # the first epoch had begun: no longer about arguments
-            raise
-        if new and folder is not None and not any(folder.rglob("*.pt")):
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, UserError):
-            raise
-        raise UserError(reason(error, lines=2)) from error
 
 
 def hand_over(mode: str) -> Callable[[list[str]], int]:
@@ -295,7 +90,7 @@ def run_export(words: list[str]) -> int:
     if "format" not in given:
         given["format"] = "torchscript"
         LOGGER.warning("'format' argument is missing. Using default 'format=torchscript'.")
-    model = _load(inputs.weights("model", given.pop("model"), trained=False), given.pop("task", None))
+    model = load_model(inputs.weights("model", given.pop("model"), trained=False), given.pop("task", None))
     given.pop("mode", None)
     try:
         path, parity = export_and_check(model, given)
@@ -321,6 +116,16 @@ def run_demo(words: list[str]) -> int:
         if known[key] is not None and (not isinstance(value, wanted) or (value is True) > (wanted is bool)):
             raise UserError(f"{key}={value} is not valid: it must be like {key}={known[key]}")
     demo.run_demo(**given)
+    return DONE
+
+
+def run_inspect(words: list[str]) -> int:
+    """Write pictures of what a method would distil on one image."""
+    from yolokd import config
+    from yolokd.inspection import from_overrides
+
+    for path in from_overrides(parse(words, config.merged_base())):
+        print(path)
     return DONE
 
 
@@ -379,6 +184,7 @@ MODES: dict[str, Mode] = {
     "track": Mode(hand_over("track"), "as yolo track"),
     "benchmark": Mode(hand_over("benchmark"), "as yolo benchmark"),
     "export": Mode(run_export, "as yolo export, then compare the exported file with torch"),
+    "inspect": Mode(run_inspect, "pictures of what a method distils on an image: attention, masks, regions, ranked classes"),
     "demo": Mode(run_demo, "offline demonstration on drawn images, some minutes on a CPU"),
     "methods": Mode(show(_text("methods_text")), "the methods: paper, signal, parameters, cost, what is our reading"),
     "cfg": Mode(show(_text("cfg_text")), "our keys with meaning and default"),

@@ -1,6 +1,8 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this; and the command line's exit codes."""
 
 from __future__ import annotations
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
 class UserError(ValueError):

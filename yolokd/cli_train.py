@@ -1,0 +1,121 @@
+"""`yolokd train`: everything that can be checked is, before Ultralytics starts."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from yolokd.errors import DONE, INTERRUPTED, UserError
+from yolokd.grammar import HOST_MISTAKES, parse
+
+
+def run_train(words: list[str]) -> int:
+    """Train a student, with every Ultralytics train argument and ours."""
+    from ultralytics.cfg import TASK2DATA, get_cfg
+    from ultralytics.utils import LOGGER
+
+    from yolokd import config, inputs
+
+    base = config.merged_base()
+    given = parse(words, base)
+    overrides = config.check(given)
+    resume = overrides.get("resume")
+    if resume:
+        _prepare_resume(overrides)
+    if overrides.get("model") is None:
+        overrides["model"] = "yolo26n.pt"
+        LOGGER.warning("'model' argument is missing. Using default 'model=yolo26n.pt'.")
+    if not resume and overrides.get("data") is None:
+        overrides["data"] = TASK2DATA["detect"]
+        LOGGER.warning(f"'data' argument is missing. Using default 'data={overrides['data']}'.")
+    overrides.pop("mode", None)
+    task = overrides.pop("task", None)
+    if task not in {None, "detect"}:
+        raise UserError(f"task={task}: yolokd trains detection models; use `yolo {task} train` for plain training")
+    folder = None
+    if not resume:
+        try:
+            with config.quiet():
+                args = get_cfg(base, dict(overrides))
+        except HOST_MISTAKES as error:
+            raise UserError(inputs.reason(error)) from error
+        config.validate(vars(args))
+        folder = inputs.run_folder(args)
+    overrides["model"] = inputs.weights("model", overrides["model"], trained=bool(resume))
+    _check_teachers(overrides)
+    model = load_model(overrides["model"], task)
+    if model.task != "detect":
+        raise UserError(
+            f"model={overrides['model']} is a {model.task} model; yolokd trains detection models, i.e. yolov8n.pt"
+        )
+    if resume and not (model.ckpt and model.ckpt.get("epoch", -1) >= 0 and model.ckpt.get("optimizer") is not None):
+        raise UserError(
+            f"resume model={overrides['model']}: the file holds no unfinished run (a finished one keeps no optimizer); "
+            f"to train on from it, leave resume out"
+        )
+    if not resume:
+        inputs.dataset(overrides["data"])  # last, since it may download
+    return _train(model, overrides, folder)
+
+
+def _prepare_resume(overrides: dict[str, Any]) -> None:
+    """Read `resume=path` as `resume model=path`, and ask for the checkpoint where none is named."""
+    if isinstance(overrides["resume"], str):
+        overrides["model"], overrides["resume"] = overrides["resume"], True
+    if overrides.get("model") is None:
+        raise UserError(
+            "resume needs the checkpoint of the run, i.e. yolokd train resume model=runs/detect/train/weights/last.pt"
+        )
+
+
+def _check_teachers(overrides: dict[str, Any]) -> None:
+    """Find the teachers' files, and load each once to see that it can teach."""
+    from yolokd import config, inputs
+    from yolokd.teacher import load_teacher
+
+    if overrides.get("teacher") is None or not config.methods(overrides.get("method", config.DEFAULTS["method"])):
+        return
+    found = [inputs.weights("teacher", item) for item in config.teachers(overrides["teacher"])]
+    for item in found:
+        load_teacher(item)
+    overrides["teacher"] = found if isinstance(overrides["teacher"], list) else found[0]
+
+
+def load_model(path: str, task: str | None) -> Any:
+    """Return the student as a YOLO object."""
+    from ultralytics import YOLO
+
+    from yolokd.inputs import reason
+
+    try:
+        return YOLO(path, task=task)
+    except Exception as error:  # whatever a damaged file makes the loader raise
+        raise UserError(f"model={path} cannot be loaded: {reason(error)}") from error
+
+
+def _train(model: Any, overrides: dict[str, Any], folder: Path | None) -> int:
+    """Run the training; `folder` is the run folder to come, which is taken away again where nothing was trained."""
+    from yolokd.inputs import reason
+    from yolokd.trainer import DistillationTrainer
+
+    new = folder is not None and not folder.exists()
+    try:
+        model.train(trainer=DistillationTrainer, **overrides)
+        return DONE
+    except KeyboardInterrupt:
+        last = getattr(model.trainer, "last", None)
+        if last is not None and Path(last).exists():
+            print(f"\ninterrupted; go on with: yolokd train resume model={last}", file=sys.stderr)
+        else:
+            print("\ninterrupted before a first epoch was saved", file=sys.stderr)
+        return INTERRUPTED
+    except HOST_MISTAKES as error:
+        if hasattr(model.trainer, "train_time_start"):  # the first epoch had begun: no longer about arguments
+            raise
+        if new and folder is not None and not any(folder.rglob("*.pt")):
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(reason(error, lines=2)) from error
