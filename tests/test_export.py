@@ -14,20 +14,27 @@ from ultralytics import YOLO
 
 from tests.tiny import save_model, tiny_model
 from yolokd.errors import UserError
-from yolokd.export import check_export, export_and_check
+from yolokd.export import CONF, check_export, export_and_check
 from yolokd.parity import difference, matched_difference, ordered_difference, partnered
 
 IMGSZ = 64
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Fresh copies of saved weights by family, each in a folder of its own for its exported file."""
-    models: dict[str, Any] = {}
+Exported = Callable[..., tuple[Path, Path, Any]]
 
-    def make(family: str) -> Path:
-        model = models.setdefault(family, tiny_model(family, seed=3))
-        return save_model(model, tmp_path_factory.mktemp("export") / f"{family}.pt")
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Weights, exported file and comparison by family and overrides, each made once; tests change copies only."""
+    made: dict[str, tuple[Path, Path, Any]] = {}
+
+    def make(family: str, **overrides: Any) -> tuple[Path, Path, Any]:
+        key = f"{family} {sorted(overrides.items())}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("export")
+            source = save_model(tiny_model(family, seed=3), folder / f"{family}.pt")
+            made[key] = source, *export_and_check(source, {"format": "onnx", "imgsz": IMGSZ, **overrides})
+        return made[key]
 
     return make
 
@@ -38,22 +45,18 @@ def no_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ultralytics.utils.checks.AUTOINSTALL", False)
 
 
-def export(path: Path, **overrides: Any) -> tuple[Path, Any]:
-    return export_and_check(path, {"format": "onnx", "imgsz": IMGSZ, **overrides})
-
-
-def tamper(path: Path, shape_end: tuple[int, ...], change: float) -> None:
-    """Change the values of the last weight of a kernel shape in an ONNX file."""
+def tamper(path: Path, changed: Path, shape_end: tuple[int, ...], change: float) -> None:
+    """Write an ONNX file with other values in the last weight of a kernel shape."""
     model = onnx.load(path)
     found = [item for item in model.graph.initializer if tuple(item.dims)[-len(shape_end) :] == shape_end]
     values = numpy_helper.to_array(found[-1])
     found[-1].CopyFrom(numpy_helper.from_array((values + change).astype(values.dtype), found[-1].name))
-    onnx.save(model, path)
+    onnx.save(model, changed)
 
 
 @pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
-def test_raw_export_agrees_and_detections_are_compared(family: str, weights: Callable[[str], Path]) -> None:
-    path, parity = export(weights(family))
+def test_raw_export_agrees_and_detections_are_compared(family: str, exported: Exported) -> None:
+    _, path, parity = exported(family)
     assert path.suffix == ".onnx" and path.is_file()
     assert parity.ok and parity.same_detections and not parity.end2end
     assert parity.detections_torch == parity.detections_onnx > 10  # or the comparison would say little
@@ -62,14 +65,14 @@ def test_raw_export_agrees_and_detections_are_compared(family: str, weights: Cal
 
 
 @pytest.mark.parametrize("family", ["yolo26n", "yolov10n"])
-def test_end_to_end_export_agrees(family: str, weights: Callable[[str], Path]) -> None:
-    _, parity = export(weights(family), nms=False)
+def test_end_to_end_export_agrees(family: str, exported: Exported) -> None:
+    *_, parity = exported(family, nms=False)
     assert parity.end2end and parity.ok, parity.summary()
     assert parity.detections_torch == parity.detections_onnx > 10
 
 
-def test_nms_built_into_the_file_agrees_with_nms_after_the_weights(weights: Callable[[str], Path]) -> None:
-    _, parity = export(weights("yolov8n"), nms=True, conf=0.4)
+def test_nms_built_into_the_file_agrees_with_nms_after_the_weights(exported: Exported) -> None:
+    *_, parity = exported("yolov8n", nms=True, conf=0.4)
     assert parity.end2end and parity.ok, parity.summary()
     assert parity.conf == 0.4 and parity.detections_onnx > 5
 
@@ -79,18 +82,16 @@ def test_nms_built_into_the_file_agrees_with_nms_after_the_weights(weights: Call
     [{"imgsz": (64, 96)}, {"dynamic": True}, {"batch": 3}, {"dynamic": True, "batch": 2, "imgsz": (96, 64)}],
     ids=str,
 )
-def test_rectangles_batches_and_dynamic_shapes(overrides: dict[str, Any], weights: Callable[[str], Path]) -> None:
-    _, parity = export(weights("yolov8n"), **overrides)
+def test_rectangles_batches_and_dynamic_shapes(overrides: dict[str, Any], exported: Exported) -> None:
+    *_, parity = exported("yolov8n", **overrides)
     assert parity.ok and parity.detections_torch > 10, parity.summary()
     least = 9 if overrides.get("batch") == 3 else 8  # whole batches of 3
     assert parity.inputs >= (2 * least if overrides.get("dynamic") else least)  # dynamic: at two sizes
 
 
 @pytest.mark.parametrize("family, overrides", [("yolov8n", {}), ("yolov10n", {"nms": False})], ids=["raw", "end2end"])
-def test_half_precision_has_its_own_tolerance(
-    family: str, overrides: dict[str, Any], weights: Callable[[str], Path]
-) -> None:
-    _, parity = export(weights(family), quantize=16, **overrides)
+def test_half_precision_has_its_own_tolerance(family: str, overrides: dict[str, Any], exported: Exported) -> None:
+    *_, parity = exported(family, quantize=16, **overrides)
     assert parity.bits == 16 and parity.tolerance > 1e-3
     assert parity.ok, parity.summary()
     assert parity.max_rel > 1e-4  # it is coarser indeed: the float32 tolerance is not for it
@@ -100,20 +101,18 @@ def test_half_precision_has_its_own_tolerance(
     "family, overrides", [("yolov8n", {}), ("yolo26n", {"nms": False}), ("yolov8n", {"nms": True})]
 )
 def test_changed_weights_in_the_file_are_seen(
-    family: str, overrides: dict[str, Any], weights: Callable[[str], Path]
+    family: str, overrides: dict[str, Any], exported: Exported, tmp_path: Path
 ) -> None:
-    source = weights(family)
-    path, parity = export(source, **overrides)
+    source, path, parity = exported(family, **overrides)
     assert parity.ok
-    tamper(path, (3, 3), 0.02)
-    changed = check_export(source, path)
+    tamper(path, tmp_path / "changed.onnx", (3, 3), 0.02)
+    changed = check_export(source, tmp_path / "changed.onnx", conf=overrides.get("conf", CONF))
     assert not changed.ok and changed.max_rel > changed.tolerance
     assert "DIFFERS" in changed.summary()
 
 
-def test_a_small_change_of_one_class_bias_is_seen(weights: Callable[[str], Path]) -> None:
-    source = weights("yolov8n")
-    path, _ = export(source)
+def test_a_small_change_of_one_class_bias_is_seen(exported: Exported, tmp_path: Path) -> None:
+    source, path, _ = exported("yolov8n")
     model = onnx.load(path)
     biases = [item for item in model.graph.initializer if ".cv3." in item.name and item.name.endswith(".2.bias")]
     assert len(biases) == 3  # of the three levels' class layers
@@ -121,12 +120,12 @@ def test_a_small_change_of_one_class_bias_is_seen(weights: Callable[[str], Path]
         values = numpy_helper.to_array(bias).copy()
         values[1] += 0.05
         bias.CopyFrom(numpy_helper.from_array(values, bias.name))
-    onnx.save(model, path)
-    assert not check_export(source, path).ok
+    onnx.save(model, tmp_path / "changed.onnx")
+    assert not check_export(source, tmp_path / "changed.onnx").ok
 
 
-def test_other_weights_are_seen(weights: Callable[[str], Path]) -> None:
-    path, _ = export(weights("yolov8n"))
+def test_other_weights_are_seen(exported: Exported) -> None:
+    _, path, _ = exported("yolov8n")
     assert not check_export(tiny_model("yolov8n", seed=9), path).ok
 
 
@@ -146,22 +145,21 @@ def test_a_model_from_yaml_can_be_exported_and_is_left_as_it_was(
 
 def test_gray_images(tmp_path: Path) -> None:
     source = save_model(tiny_model("yolov8n", channels=1), tmp_path / "gray.pt")
-    _, parity = export(source)
-    assert parity.ok and parity.detections_torch > 0
+    path, parity = export_and_check(source, {"format": "onnx", "imgsz": IMGSZ})
+    assert parity is not None and parity.ok and parity.detections_torch > 0
     with pytest.raises(UserError, match="1 channels and the weights 3"):
-        check_export(tiny_model("yolov8n"), source.with_suffix(".onnx"))
+        check_export(tiny_model("yolov8n"), path)
 
 
-def test_other_formats_are_exported_without_a_comparison(weights: Callable[[str], Path]) -> None:
-    path, parity = export(weights("yolov8n"), format="torchscript")
+def test_other_formats_are_exported_without_a_comparison(exported: Exported) -> None:
+    _, path, parity = exported("yolov8n", format="torchscript")
     assert path.is_file() and parity is None
 
 
-def test_what_cannot_be_compared_is_refused(weights: Callable[[str], Path], tmp_path: Path) -> None:
-    source = weights("yolov8n")
+def test_what_cannot_be_compared_is_refused(exported: Exported, tmp_path: Path) -> None:
+    source, path, _ = exported("yolov8n")
     with pytest.raises(UserError, match="no ONNX file"):
         check_export(source, source)
-    path, _ = export(source)
     with pytest.raises(UserError, match="exported for 64 x 64"):
         check_export(source, path, imgsz=96)
     model = onnx.load(path)

@@ -102,6 +102,13 @@ def run_export(words: list[str]) -> int:
     return DONE if parity is None or parity.ok else FAILED
 
 
+def run_report(words: list[str]) -> int:
+    """Write the report of finished run folders or of a comparison."""
+    from yolokd import report
+
+    return report.run_report(words)
+
+
 def run_demo(words: list[str]) -> int:
     """Run the demo with the parameters of its function as keys."""
     from yolokd import demo
@@ -115,8 +122,7 @@ def run_demo(words: list[str]) -> int:
         wanted = (int, float) if isinstance(known[key], float) else type(known[key])
         if known[key] is not None and (not isinstance(value, wanted) or (value is True) > (wanted is bool)):
             raise UserError(f"{key}={value} is not valid: it must be like {key}={known[key]}")
-    demo.run_demo(**given)
-    return DONE
+    return demo.run_demo(**given)
 
 
 def run_inspect(words: list[str]) -> int:
@@ -127,6 +133,22 @@ def run_inspect(words: list[str]) -> int:
     for path in from_overrides(parse(words, config.merged_base())):
         print(path)
     return DONE
+
+
+def run_val(words: list[str]) -> int:
+    """Validate as `yolo val`; with a teacher or a baseline, several models side by side."""
+    if any(word.removeprefix("--").split("=")[0].strip() in {"teacher", "baseline"} for word in words):
+        from yolokd.sidebyside import run_words
+
+        return run_words(words)
+    return hand_over("val")(words)
+
+
+def run_compare(words: list[str]) -> int:
+    """Compare methods over seeds."""
+    from yolokd.compare import run_words
+
+    return run_words(words)
 
 
 def show(text: Callable[[], str]) -> Callable[[list[str]], int]:
@@ -179,12 +201,14 @@ def help_text() -> str:
 
 MODES: dict[str, Mode] = {
     "train": Mode(run_train, "train a student from a teacher, with every train argument of yolo"),
-    "val": Mode(hand_over("val"), "as yolo val"),
+    "compare": Mode(run_compare, "does distillation help, and which method: paired runs over seeds, with verdicts"),
+    "val": Mode(run_val, "as yolo val; with teacher= or baseline=, the models side by side by pycocotools"),
     "predict": Mode(hand_over("predict"), "as yolo predict"),
     "track": Mode(hand_over("track"), "as yolo track"),
     "benchmark": Mode(hand_over("benchmark"), "as yolo benchmark"),
     "export": Mode(run_export, "as yolo export, then compare the exported file with torch"),
-    "inspect": Mode(run_inspect, "pictures of what a method distils on an image: attention, masks, regions, ranked classes"),
+    "inspect": Mode(run_inspect, "pictures of what a method distils: attention, masks, regions, ranked classes"),
+    "report": Mode(run_report, "a report from finished run folders, also those of yolo train"),
     "demo": Mode(run_demo, "offline demonstration on drawn images, some minutes on a CPU"),
     "methods": Mode(show(_text("methods_text")), "the methods: paper, signal, parameters, cost, what is our reading"),
     "cfg": Mode(show(_text("cfg_text")), "our keys with meaning and default"),

@@ -66,14 +66,18 @@ class Parity:
     def summary(self) -> str:
         """Return the result in two lines."""
         verdict = "agrees with" if self.ok else "DIFFERS from"
-        detections = f"{self.detections_torch} detections in PyTorch, {self.detections_onnx} in ONNX"
+        same = "the same" if self.same_detections else "NOT the same"
+        counts = (
+            f"{self.detections_torch} detections in PyTorch, {self.detections_onnx} in ONNX at conf {self.conf:.2g}"
+        )
+        detections = f"{counts}, {same}"
         if not self.detections_torch and not self.detections_onnx:
-            detections = "no detections on either side, so that the raw outputs alone were compared"
+            detections = f"nothing detected at conf {self.conf:.2g}, the raw outputs alone were compared"
         return (
             f"parity: {self.exported} ({self.bits} bit{', end-to-end' if self.end2end else ''}) {verdict} its weights "
             f"on {self.inputs} images\n"
             f"        largest difference {self.max_abs:.2g}, relative {self.max_rel:.2g} (allowed {self.tolerance:g}); "
-            f"{detections} at conf {self.conf:.2g}, {'the same' if self.same_detections else 'NOT the same'}"
+            f"{detections}"
         )
 
 

@@ -1,0 +1,97 @@
+"""The examples run as they stand, with fewer epochs and smaller images."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbclient import NotebookClient
+from ultralytics import YOLO
+
+from tests.tiny import NAMES, rows, save_model, tiny_model
+from yolokd import config
+from yolokd.cli import main
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def environment() -> dict[str, str]:
+    """The environment with this checkout on the path."""
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "YOLO_AUTOINSTALL": "false"}
+
+
+def test_every_example_has_a_test() -> None:
+    assert sorted(path.name for path in EXAMPLES.iterdir() if path.is_file()) == [
+        "distill.ipynb",
+        "distill.py",
+        "own_dataset.yaml",
+    ]
+
+
+def test_the_script_leaves_a_student_and_a_checked_onnx_file(tmp_path: Path) -> None:
+    words = ["--epochs", "1", "--imgsz", "64", "--images", "16", "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "distill.py"), *words],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"AP of the distilled student: \d", done.stdout)
+    assert "agrees with its weights" in done.stdout
+    weights = tmp_path / "out" / "student" / "weights"
+    assert (weights / "best.onnx").is_file()
+    assert "dfmsd+pcd" in (weights.parent / "args.yaml").read_text(encoding="utf-8")
+    assert rows(weights.parent)[-1]["train/pcd_loss"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing beside its folder
+
+
+def test_the_recipe_trains_with_the_files_named(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_dataset.yaml").write_bytes((EXAMPLES / "own_dataset.yaml").read_bytes())
+    save_model(tiny_model("yolov8n", seed=1), tmp_path / "yolov8n.pt")
+    save_model(tiny_model("yolov8s", seed=2), tmp_path / "yolov8s.pt")
+    text = tiny_data.read_text(encoding="utf-8").replace("train:", f"path: {tiny_data.parent}\ntrain:")
+    (tmp_path / "own_data.yaml").write_text(text, encoding="utf-8")
+    short = ["epochs=1", "teacher_epochs=1", "imgsz=64", "batch=4", "plots=False", "workers=0", "device=cpu"]
+    assert main(["train", "cfg=own_dataset.yaml", f"project={tmp_path / 'runs'}", *short]) == 0
+    run = tmp_path / "runs" / "distilled"
+    assert {"train/dfmsd_loss", "train/pcd_loss"} <= rows(run)[-1].keys()
+    assert list(YOLO(run / "weights" / "best.pt").names.values()) == list(NAMES)
+
+
+def test_the_recipe_holds_valid_keys_and_our_defaults() -> None:
+    recipe = yaml.safe_load((EXAMPLES / "own_dataset.yaml").read_text(encoding="utf-8"))
+    assert config.check(recipe) == recipe
+    ours = recipe.keys() & config.DEFAULTS.keys() - {"teacher", "teacher_epochs"}
+    assert len(ours) >= 5 and all(recipe[key] == config.DEFAULTS[key] for key in ours)
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    monkeypatch.setenv("YOLO_AUTOINSTALL", "false")
+    notebook = nbformat.read(EXAMPLES / "distill.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)  # kept without results
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    known = re.findall(r"^(\w+) =", parameters.source, flags=re.MULTILINE)
+    assert known == ["EPOCHS", "IMGSZ", "IMAGES", "OUT"]
+    parameters.source = 'EPOCHS = 1\nIMGSZ = 64\nIMAGES = 16\nOUT = "out"'
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    printed = "".join(
+        output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    )
+    assert "student distilled" in printed and "agrees with its weights" in printed
+    assert (tmp_path / "out" / "distilled" / "weights" / "best.onnx").is_file()
