@@ -254,3 +254,11 @@ def test_no_file_names_a_folder_or_a_host_of_one_machine():
             if forbidden.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
     assert not found, "\n".join(found)
+
+
+def test_the_methods_table_of_the_readme_is_the_generated_one() -> None:
+    from yolokd.info import methods_markdown
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip()
+    assert block == methods_markdown()

@@ -112,6 +112,17 @@ def methods_text() -> str:
     )
 
 
+def methods_markdown() -> str:
+    """Return the methods as the table of the README: paper, signal, what the paper states and what is our reading."""
+    from yolokd.losses import LOSSES
+
+    rows = ["| method | distils | paper | the paper states | our reading |", "| --- | --- | --- | --- | --- |"]
+    for name, loss in LOSSES.items():
+        head = head_lines(name)
+        rows.append(f"| `{name}` | {loss.signal} | {loss.paper} | {head['Paper']} | {head['Ours']} |")
+    return "\n".join(rows)
+
+
 def cfg_text() -> str:
     """Return our keys with meaning and default, as default.yaml has them."""
     from yolokd.config import FOLDER
