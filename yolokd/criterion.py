@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolokd.calibration import GainCalibration
+from yolokd.assignment import listen
+from yolokd.calibration import GainCalibration, replayed
 from yolokd.clock import Clock
 from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss
@@ -17,21 +18,6 @@ from yolokd.outputs import Output, View, read_output
 from yolokd.schedule import Schedule, Stages
 from yolokd.taps import Taps, Targets
 from yolokd.watch import TermWatch
-
-
-class Assignment:
-    """Forward hook on a task's assigner that keeps what it assigned last."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self.positives: torch.Tensor | None = None
-        self.scores: torch.Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Sequence[torch.Tensor]) -> None:
-        """Keep the positives with shape (B, A) and the target score of each anchor with shape (B, A)."""
-        _, _, target_scores, positives, _ = output
-        self.positives, self.scores = positives.detach(), target_scores.detach().amax(-1).float()
-
 
 Units = dict[str, tuple[str, torch.Tensor, float]]
 
@@ -60,10 +46,12 @@ class DistillationLoss(nn.Module):
     Attributes:
         base (Any): The criterion that the student would have had.
         methods (nn.ModuleDict): Each method's modules, one per teacher.
-        gains (dict[str, float]): Fixed gain of each unit, used where `calibration` is None.
+        gains (dict[str, float]): Gain of each unit where `calibration` is None, else its wanted gradient share.
         calibration (GainCalibration | None): Measured gains.
         clock (Clock): Where the run is.
         lent (bool): Whether the terms are computed in evaluation too, without changing any state.
+        head (nn.Module | None): The student's head where the student is compiled: such a graph hides the neck maps
+            from the gradients that are measured, so the head is run once more for them.
     """
 
     def __init__(
@@ -96,6 +84,7 @@ class DistillationLoss(nn.Module):
         self.calibration = GainCalibration(shares) if calibrate else None
         self.clock = Clock()
         self.lent = False
+        self.head = None
         self.watch = TermWatch()
         self.values: dict[str, torch.Tensor] = {}
         self.seen = 0
@@ -109,9 +98,11 @@ class DistillationLoss(nn.Module):
     def set_base(self, base: Any) -> None:
         """Take a task criterion, and listen to the assigner of each of its branches."""
         object.__setattr__(self, "base", base)
-        self.assignments = {name: Assignment() for name in _branches(base)}
-        for name, part in _branches(base).items():
-            part.assigner.register_forward_hook(self.assignments[name])
+        self.assignments = listen(base)
+
+    def replay_through(self, head: nn.Module) -> None:
+        """Measure gradients through the head run once more, as a compiled student needs it."""
+        object.__setattr__(self, "head", head)  # no submodule: the student holds it
 
     def __getattr__(self, name: str) -> Any:
         """Offer the epoch-end `update` of two-branch criteria only where the base has it."""
@@ -129,7 +120,7 @@ class DistillationLoss(nn.Module):
         """Schedule and stage ramp at this moment."""
         clock = self.clock
         stop = self.schedule.stop_at(clock.epochs, clock.close_mosaic)
-        return self.schedule.factor(clock.progress, stop) * self.stages.ramp(clock.position, clock.epochs)
+        return self.schedule.factor(clock.progress, stop) * self.stages.ramp(self.stage, clock.position, clock.epochs)
 
     def unit_gain(self, unit: str) -> float:
         """Return the gain in force of a method or of one of its parts."""
@@ -166,30 +157,40 @@ class DistillationLoss(nn.Module):
         terms = {name: _idle(modules, output.feats[0]) for name, modules in self.methods.items()}
         if factor == 0:
             return terms
-        units = self._units(self.stages.teacher(self.stage), output, batch)
+        units = self._units(output, batch)
         if self.training:
-            self._measure(task, units, [feat for feat in output.feats if feat.requires_grad])
+            self._measure(task, units, output.feats, batch)
         for unit, (name, term, _) in units.items():
             terms[name] = terms[name] + self.unit_gain(unit) * factor * term
         if self.training:
             self._note(units, terms, factor)
         return terms
 
-    def _measure(self, task: torch.Tensor, units: Units, feats: Sequence[torch.Tensor]) -> None:
+    def _measure(
+        self, task: torch.Tensor, units: Units, feats: Sequence[torch.Tensor], batch: dict[str, torch.Tensor]
+    ) -> None:
         """Let the gains be measured where they are due, and refuse a run whose neck cannot learn."""
-        if not feats and (self.calibration or any(m[0].signal != "logits" for m in self.methods.values())):
+        learning = [index for index, feat in enumerate(feats) if feat.requires_grad]
+        if not learning and (self.calibration or any(m[0].signal != "logits" for m in self.methods.values())):
             raise UserError(
                 "freeze= leaves no gradient at the neck, where features are distilled and kd_gain=auto measures; "
                 "freeze fewer layers, or use a logit method with a gain of your own, i.e. method=pcd kd_gain=1.0"
             )
-        if self.calibration and self.calibration.wants(self.clock.progress >= self.schedule.warmup):
-            self.calibration.measure(task, {unit: term for unit, (_, term, _) in units.items()}, feats)
+        if not self.calibration or not self.calibration.wants(self.clock.progress >= self.schedule.warmup):
+            return
+        if self.head is not None:
+            feats, preds = replayed(self.head, feats)
+            task = self.base(preds, batch)[0].sum() / batch["img"].shape[0]
+            units = self._units(read_output(preds), batch)
+        bare = {unit: term for unit, (_, term, _) in units.items()}
+        self.calibration.measure(task, bare, [feats[index] for index in learning])
 
-    def _units(self, index: int, student: Output, batch: dict[str, torch.Tensor]) -> Units:
+    def _units(self, student: Output, batch: dict[str, torch.Tensor]) -> Units:
         """Return each unit's method, its sum over branches by their weight in the task, and the sum of the weights."""
+        index = self.stages.teacher(self.stage)
         link = self.links[index]
         teacher = link.teacher(batch["img"])
-        taps = {branch: self._pair(link, student, teacher, branch, batch) for branch in self.assignments}
+        taps = {branch: self.pair(link, student, teacher, branch, batch) for branch in self.assignments}
         units: Units = {}
         for name, modules in self.methods.items():
             module = modules[index]
@@ -208,7 +209,7 @@ class DistillationLoss(nn.Module):
             return 1.0
         return float(self.base.o2m if branch == "one2many" else self.base.o2o)
 
-    def _pair(
+    def pair(
         self, link: Link, student: Output, teacher: Output, branch: str, batch: dict[str, torch.Tensor]
     ) -> tuple[Taps, Taps, Targets]:
         """Return the taps of both sides and the targets for one branch of the student."""
@@ -239,7 +240,7 @@ class DistillationLoss(nn.Module):
         for unit, (name, term, weight) in units.items():
             value = term.detach() / weight
             self.values[unit] = self.values[unit] + value if unit in self.values else value
-            acting[name] = acting.get(name, False) or factor * self.unit_gain(unit) > 0
+            acting[name] = acting.get(name, False) or factor * self.gains[unit] > 0
         for name in (name for name, acts in acting.items() if acts):
             self.watch.see(name, terms[name], None if self.methods[name][0].signal == "features" else objects)
         self.watch.check()
@@ -272,13 +273,6 @@ class DistillationLoss(nn.Module):
         self.methods.load_state_dict(state["methods"])
         if self.calibration and state["calibration"]:
             self.calibration.load(state["calibration"])
-
-
-def _branches(base: Any) -> dict[str, Any]:
-    """Return the parts of a task criterion that assign anchors, by head branch."""
-    if hasattr(base, "one2many"):
-        return {"one2many": base.one2many, "one2one": base.one2one}
-    return {"one2many": base}
 
 
 def _idle(modules: nn.ModuleList, feat: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,20 @@ def block_sizes(classes: int, groups: int) -> list[int]:
     return [size + 1] * larger + [size] * (groups - larger)
 
 
+def ranking(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """Return the classes of each anchor in order of `|z_teacher - z_student|`, largest first.
+
+    Args:
+        student_logits (torch.Tensor): Raw class logits with shape (N, K).
+        teacher_logits (torch.Tensor): Raw class logits with shape (N, K).
+
+    Returns:
+        (torch.Tensor): Class indices with shape (N, K), int64; lower indices come first among equals.
+    """
+    gap = (as_float(teacher_logits.detach()) - as_float(student_logits.detach())).abs()
+    return gap.argsort(dim=-1, descending=True, stable=True)
+
+
 def grouped_divergence(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, groupings: list[int], temperature: float
 ) -> torch.Tensor:
@@ -41,7 +55,7 @@ def grouped_divergence(
         (torch.Tensor): Values with shape (N,), in float32 (float64 for float64 input).
     """
     student, teacher = as_float(student_logits), as_float(teacher_logits).detach()
-    order = (teacher - student.detach()).abs().argsort(dim=-1, descending=True, stable=True)
+    order = ranking(student, teacher)
     student = student.gather(-1, order) / temperature
     teacher = teacher.gather(-1, order) / temperature
     total = student.new_zeros(len(student))

@@ -186,19 +186,46 @@ class SAMKDLoss(DistillLoss):
             terms["logit"] = self._logit(student, teacher, adapted, attention)
         return terms
 
+    def masks(self, teacher: torch.Tensor, attention: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+        """Return the spatial mask (B, 1, H, W) of each kept grid and the channel mask (B, C, 1, 1) of a level.
+
+        Args:
+            teacher (torch.Tensor): Teacher's map with shape (B, C, H, W).
+            attention (torch.Tensor): Its spatial attention with shape (B, 1, H, W).
+
+        Returns:
+            (tuple[dict[int, torch.Tensor], torch.Tensor]): Masks by cells per side, and the mask that all share.
+        """
+        grids = keep_grids((teacher.shape[-2], teacher.shape[-1]), self.grids)
+        channel_mask = quantile_mask(channel_attention(teacher, self.temperature), self.channel_ratio)
+        return {grid: cell_mask(attention, self.ratio, grid) for grid in grids}, channel_mask
+
+    def region_weight(self, adapted: torch.Tensor, teacher: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """Return the weight W of a level's positions in the logit part.
+
+        Args:
+            adapted (torch.Tensor): Student's map in teacher channels with shape (B, C, H, W), standardised.
+            teacher (torch.Tensor): Teacher's map, standardised, same shape.
+            attention (torch.Tensor): Teacher's spatial attention with shape (B, 1, H, W).
+
+        Returns:
+            (torch.Tensor): Weights with shape (B, 1, H, W), detached, in float32.
+        """
+        grids = keep_grids((teacher.shape[-2], teacher.shape[-1]), self.grids)
+        difference = discrepancy(adapted, teacher, grids)
+        return difference * attention if self.weight == "soft" else largest_regions(difference, self.ratio)
+
     def _feature(
         self, adapted: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Return the masked feature part, averaged over levels."""
         terms = []
         for given, raw, spatial, generator in zip(adapted, teacher, attention, self.generators, strict=True):
-            grids = keep_grids((raw.shape[-2], raw.shape[-1]), self.grids)
-            spatial_masks = [cell_mask(spatial, self.ratio, grid) for grid in grids]
-            channel_mask = quantile_mask(channel_attention(raw, self.temperature), self.channel_ratio)
+            spatial_masks, channel_mask = self.masks(raw, spatial)
             wanted = raw.detach()
             if self.align:
                 given, wanted = standardize(given), standardize(wanted)
-            terms.append(pyramid_generation(given, wanted, spatial_masks, channel_mask, generator))
+            terms.append(pyramid_generation(given, wanted, list(spatial_masks.values()), channel_mask, generator))
         return torch.stack(terms).mean()
 
     def _logit(
@@ -209,10 +236,7 @@ class SAMKDLoss(DistillLoss):
         weights, fits = [], []
         for given, raw, spatial in zip(adapted, teacher.feats, attention, strict=True):
             given, wanted = standardize(given), standardize(raw.detach())
-            grids = keep_grids((raw.shape[-2], raw.shape[-1]), self.grids)
-            difference = discrepancy(given, wanted, grids)
-            weight = difference * spatial if self.weight == "soft" else largest_regions(difference, self.ratio)
-            weights.append(weight.flatten(1))  # (B, 1, H, W) -> (B, H*W)
+            weights.append(self.region_weight(given, wanted, spatial).flatten(1))  # (B, 1, H, W) -> (B, H*W)
             fits.append(F.mse_loss(given, wanted))
         term = weighted_binary(student.logits, teacher.logits, torch.cat(weights, dim=1))
         if not self.generators:  # nothing else trains the adapters

@@ -118,21 +118,38 @@ class SGFILoss(DistillLoss):
         """Return the temperature of the level softmax with shape (1,)."""
         return F.softplus(as_float(self.logit_scale)).clamp_min(0.01)
 
+    def matched(
+        self, student: Taps, teacher: Taps, level: int, rois: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the student's and the teacher's features of regions, and how much each student level counts.
+
+        Args:
+            student (Taps): The student's taps.
+            teacher (Taps): The teacher's taps.
+            level (int): Index of the teacher level that the regions are assigned to.
+            rois (torch.Tensor): Image index and box in pixels with shape (N, 5).
+
+        Returns:
+            (tuple[torch.Tensor, torch.Tensor, torch.Tensor]): Adapted student features of all levels with shape
+                (N, L, C, 7, 7), teacher features with shape (N, C, 7, 7), weights with shape (N, L).
+        """
+        # N regions of this teacher level, L student levels, C channels of the teacher level
+        pooled = [pool(f, stride, rois, SIZE) for f, stride in zip(student.feats, student.strides)]
+        adapted = torch.stack(self.adapters[level](pooled), dim=1)  # L x (N, C, 7, 7) -> (N, L, C, 7, 7)
+        reference = pool(teacher.feats[level].detach(), teacher.strides[level], rois, SIZE)
+        student_keys = as_float(self.embeddings[level](adapted.flatten(0, 1)))  # (N * L, C, 7, 7) -> (N * L, D)
+        teacher_keys = as_float(self.embeddings[level](reference))
+        weights = level_weights(
+            student_keys.view(*adapted.shape[:2], teacher_keys.shape[-1]), teacher_keys, self.temperature()
+        )
+        return adapted, reference, weights
+
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the one part; see `DistillLoss.parts`."""
         regions, real = self.proposer(student, targets)
         rois = as_rois(regions)
         errors = []
         for level, rows in enumerate(rows_by_level(regions, real, student.strides)):
-            chosen = rois[rows]
-            # N regions of this teacher level, L student levels, C channels of the teacher level
-            pooled = [pool(f, stride, chosen, SIZE) for f, stride in zip(student.feats, student.strides)]
-            adapted = torch.stack(self.adapters[level](pooled), dim=1)  # L x (N, C, 7, 7) -> (N, L, C, 7, 7)
-            reference = pool(teacher.feats[level].detach(), teacher.strides[level], chosen, SIZE)
-            student_keys = as_float(self.embeddings[level](adapted.flatten(0, 1)))  # (N * L, C, 7, 7) -> (N * L, D)
-            teacher_keys = as_float(self.embeddings[level](reference))
-            weights = level_weights(
-                student_keys.view(*adapted.shape[:2], teacher_keys.shape[-1]), teacher_keys, self.temperature()
-            )
+            adapted, reference, weights = self.matched(student, teacher, level, rois[rows])
             errors.append(imitation_error(adapted, reference, weights, self.align))
         return {"": torch.cat(errors).sum() / real.sum().clamp_min(1)}
