@@ -133,7 +133,7 @@ def test_each_unit_reaches_its_share_of_the_tasks_gradient(family: str) -> None:
     task, _ = criterion.base(preds, batch)
     feats = (preds.get("one2many") or preds)["feats"]
     reference = gradient_norm(task.sum() / len(batch["img"]), feats)
-    units = criterion._units(0, read_output(preds), batch)
+    units = criterion._units(read_output(preds), batch)
     reached = {
         unit: float(gradient_norm(criterion.unit_gain(unit) * value[1], feats) / reference)
         for unit, value in units.items()

@@ -157,7 +157,10 @@ MISTAKES = [
     # the host's modes
     ("val model={root}/missing.pt", ["missing.pt", "there is no file"]),
     ("val model={root}/text.pt", ["no PyTorch checkpoint"]),
-    ("val model={student} teacher={teacher}", ["teacher=", "key of `yolokd train`"]),
+    ("val model={student} method=pcd", ["method=pcd", "key of `yolokd train`"]),
+    ("val model={student} teacher={teacher}", ["needs data="]),
+    ("val model={student} teacher={teacher} data={data} conf=3", ["conf=3"]),
+    ("val model={student} baseline={teacher} data={data} split=test", ["split=test"]),
     ("val model={student} batsh=1", ["'batsh' is not a key", "batch=16"]),
     ("val model={student} data={root}/none.yaml", ["none.yaml"]),
     ("val model={student} data={data} conf=3", ["conf=3"]),

@@ -13,9 +13,11 @@ import torch
 from ultralytics.nn.tasks import DetectionModel
 
 from tests.tiny import tiny_batch, tiny_criterion, tiny_model
-from yolokd.calibration import BATCHES
+from yolokd.calibration import BATCHES, gradient_norm, replayed
 from yolokd.clock import start_batch, start_epoch
 from yolokd.errors import UserError
+from yolokd.losses import LOSSES
+from yolokd.outputs import read_output
 
 FAMILIES = ("yolov8n", "yolo26n")
 TASK = {"yolov8n": ["box_loss", "cls_loss", "dfl_loss"], "yolo26n": ["box_loss", "cls_loss", "l1_loss"]}
@@ -88,7 +90,7 @@ def test_a_term_is_gain_times_schedule_times_the_bare_mean() -> None:
     taps = link.student_view.taps(SimpleNamespace(feats=preds["feats"]), None)
     other = link.teacher_view.taps(link.teacher(batch["img"]), None)
     bare = criterion.methods["dfmsd"][0](taps, other, None)
-    assert float(items["dfmsd_loss"]) == pytest.approx(2.0 * 3.0 * 0.25 * float(bare), rel=1e-5)
+    assert float(items["dfmsd_loss"]) == pytest.approx(2.0 * 3.0 * 0.25 * float(bare.detach()), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -165,7 +167,7 @@ def test_on_two_branch_heads_logit_methods_act_on_both_and_feature_methods_on_on
         assert torch.equal(call[0].logits, preds[branch]["scores"].transpose(1, 2))
         assert torch.equal(call[1].logits, raw.branches[branch].logits)
     assert (criterion.base.o2m, criterion.base.o2o) == pytest.approx((0.8, 0.2))
-    bare = [float(sum(call[3].values())) for call in logits]
+    bare = [float(sum(call[3].values()).detach()) for call in logits]
     assert float(items["pcd_loss"]) == pytest.approx(criterion.factor * (0.8 * bare[0] + 0.2 * bare[1]), rel=1e-5)
     assert float(items["dfmsd_loss"]) == pytest.approx(criterion.factor * 0.8 * float(maps[0][3][""]), rel=1e-5)
 
@@ -189,7 +191,22 @@ def test_the_terms_gradient_reaches_the_neck(family: str, method: str) -> None:
     assert all(float(grad.abs().max()) > 0 for grad in grads)
 
 
-@pytest.mark.parametrize(("student", "teacher"), [("yolov8n", "yolo26n"), ("yolo26n", "yolov8n"), ("yolo11n", "yolov10n")])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_methods_go_together(family: str) -> None:
+    methods = [name for name in LOSSES if (family, name) != ("yolo26n", "ld")]  # it needs bins, which 26 has not
+    model, criterion = tiny_criterion("+".join(methods), family, family, kd_gain="auto")
+    loss, items = model(tiny_batch())
+    loss.sum().backward()
+    terms = {name: float(items[f"{name}_loss"]) for name in methods}
+    assert all(0 < term < float("inf") for term in terms.values()), terms
+    for name, parameter in criterion.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("yolov8n", "yolo26n"), ("yolo26n", "yolov8n"), ("yolo11n", "yolov10n")]
+)
 def test_heads_of_one_and_two_branches_teach_each_other(student: str, teacher: str) -> None:
     model, _ = tiny_criterion("dfmsd+pcd", student, teacher)
     _, items = model(tiny_batch())
@@ -316,6 +333,42 @@ def test_predictions_that_are_passed_in_are_distilled_too() -> None:
     assert float(items["pcd_loss"]) > 0
 
 
+def hidden(preds: dict[str, Any]) -> dict[str, Any]:
+    """Return an output as a compiled student hands it out: the task does not depend on these neck maps."""
+    if "one2many" in preds:
+        return {**preds, "one2many": hidden(preds["one2many"])}
+    return {**preds, "feats": [feat * 1.0 for feat in preds["feats"]]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gains_of_a_compiled_student_are_measured_through_its_head(family: str) -> None:
+    model, criterion = tiny_criterion("dfmsd+pcd", family, family, kd_gain="auto", kd_share=0.4)
+    criterion.replay_through(model.model[-1])
+    batch = tiny_batch()
+    preds = model(batch["img"])
+    statistics = [value.clone() for value in model.buffers()]
+    loss, items = model.loss(batch, hidden(preds))
+    assert all(torch.equal(a, b) for a, b in zip(statistics, model.buffers()))
+    assert min(criterion.calibration.gains.values()) > 0
+    assert float(items["dfmsd_loss"]) > 0
+    loss.sum().backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in model.model[-2].parameters())
+    feats, again = replayed(model.model[-1], (preds.get("one2many") or preds)["feats"])
+    reference = gradient_norm(criterion.base(again, batch)[0].sum() / 2, feats)
+    term = criterion._units(read_output(again), batch)["dfmsd"][1]
+    share = float(gradient_norm(term, feats) / reference) * criterion.unit_gain("dfmsd")
+    assert share == pytest.approx(0.2, rel=1e-4)
+
+
+def test_a_gain_that_is_never_measured_stops_the_run() -> None:
+    """Without the replay a compiled student's term would be silently zero."""
+    model, _ = tiny_criterion("dfmsd", kd_gain="auto")
+    batch = tiny_batch(images=1)
+    with pytest.raises(RuntimeError, match="method=dfmsd: its term was exactly zero for 20 steps"):
+        for _ in range(20):
+            model.loss(batch, hidden(model(batch["img"])))
+
+
 @pytest.mark.parametrize(("family", "expected"), [("yolov8n", False), ("yolo26n", True)])
 def test_the_epoch_end_update_is_there_where_the_task_has_it(family: str, expected: bool) -> None:
     model, criterion = tiny_criterion("dfmsd", family, family)
@@ -387,7 +440,12 @@ def test_columns_are_the_epochs_means_and_start_anew() -> None:
 
 def fake_trainer(criterion: Any, epoch: int) -> Any:
     return SimpleNamespace(
-        criterion=criterion, epoch=epoch, epochs=10, start_epoch=0, train_loader=[0] * 4, args=SimpleNamespace(close_mosaic=2)
+        criterion=criterion,
+        epoch=epoch,
+        epochs=10,
+        start_epoch=0,
+        train_loader=[0] * 4,
+        args=SimpleNamespace(close_mosaic=2),
     )
 
 

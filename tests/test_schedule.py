@@ -97,9 +97,13 @@ def test_each_stage_has_its_teacher_or_the_last_one() -> None:
 
 def test_a_new_teacher_ramps_up_over_one_epoch() -> None:
     stages = Stages((0.5,), 2)
-    assert stages.ramp(4.9, 10) == 1.0
-    assert [stages.ramp(p, 10) for p in (5.0, 5.25, 6.0, 9.5)] == pytest.approx([0.0, 0.25, 1.0, 1.0])
+    assert [stages.ramp(1, p, 10) for p in (5.0, 5.25, 6.0, 9.5)] == pytest.approx([0.0, 0.25, 1.0, 1.0])
+
+
+def test_the_stage_before_keeps_its_strength_to_its_last_step() -> None:
+    """At the end of epoch 4 the position is 5.0 already, where the next stage begins."""
+    assert [Stages((0.5,), 2).ramp(0, p, 10) for p in (4.9, 5.0)] == [1.0, 1.0]
 
 
 def test_the_same_teacher_needs_no_second_ramp() -> None:
-    assert Stages((0.5,), 1).ramp(5.0, 10) == 1.0
+    assert Stages((0.5,), 1).ramp(1, 5.0, 10) == 1.0

@@ -76,7 +76,9 @@ def tiny_args(**overrides: Any) -> SimpleNamespace:
     return get_cfg(config.merged_base(), {"epochs": 10, "imgsz": IMGSZ, **config.check(overrides)})
 
 
-def tiny_batch(images: int = 2, size: tuple[int, int] = (IMGSZ, IMGSZ), objects: int = 3, seed: int = 0) -> dict[str, Any]:
+def tiny_batch(
+    images: int = 2, size: tuple[int, int] = (IMGSZ, IMGSZ), objects: int = 3, seed: int = 0
+) -> dict[str, Any]:
     """Return a batch as the host preprocesses it: noise with `objects` boxes in each image."""
     draw = torch.Generator().manual_seed(seed)
     centre = 0.3 + 0.4 * torch.rand(images * objects, 2, generator=draw)

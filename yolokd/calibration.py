@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 BATCHES = 8
 GRADIENT_SCALE = 1024.0  # keeps small half-precision gradients above the underflow
@@ -23,6 +24,28 @@ def gradient_norm(term: torch.Tensor, feats: Sequence[torch.Tensor]) -> torch.Te
     squares = [grad.double().square().sum() for grad in grads if grad is not None]
     total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=term.device)
     return total.sqrt() / GRADIENT_SCALE
+
+
+def replayed(head: nn.Module, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
+    """Run a head once more on copies of its neck maps, in training mode, with its statistics left as they are.
+
+    Args:
+        head (nn.Module): A detection head.
+        feats (Sequence[torch.Tensor]): Neck maps of all levels.
+
+    Returns:
+        feats (list[torch.Tensor]): The copies, which the output's gradients reach.
+        preds (Any): The head's raw output.
+    """
+    copies = [feat.detach().clone().requires_grad_() for feat in feats]
+    norms = [module for module in head.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        return copies, head(copies)
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class GainCalibration:

@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from yolokd.compare_state import Run, State
+from yolokd.errors import INTERRUPTED
 
 POLL = 0.2  # seconds between two looks at the processes
 QUIET = 30.0  # seconds after which a line is written even though nothing changed, where there is no terminal
@@ -130,6 +132,20 @@ def _stop(jobs: Sequence[Job]) -> None:
 def _close(job: Job) -> None:
     if job.process.stdin:
         job.process.stdin.close()
+
+
+def follow_parent() -> None:
+    """End this process as soon as the one that started it is gone, even where that was killed.
+
+    The pipe of standard input, which nothing is written to, ends with the process at its other end.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):  # not by sys.stdin, whose lock would be missed when the interpreter ends
+            pass
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:

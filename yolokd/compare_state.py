@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -63,6 +64,15 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def read_record(folder: Path, plan: str) -> dict[str, Any] | None:
     """Return the record of a finished run, or None where it is missing, damaged or of another plan.
 
@@ -80,7 +90,7 @@ class Run:
     """One run of a comparison.
 
     Attributes:
-        key (str): Its folder within that of the comparison, i.e. `seed0/pcd`, or `teacher` for the teacher's evaluation.
+        key (str): Its folder within that of the comparison, i.e. `seed0/pcd`, or `teacher`, which is only evaluated.
         arm (str): Name of its arm.
         seed (int | None): Its seed; None for the teacher.
         status (str): `pending`, `training`, `evaluating`, `done` or `failed`.

@@ -1,12 +1,14 @@
-"""Teachers that are given as objects: split from the plain arguments, and written down for resume and DDP workers."""
+"""What is handed on or taken out of the way: teacher objects, a copied criterion, the folder of a failed run."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.utils import RANK
 
 from yolokd.errors import UserError
 
@@ -38,3 +40,17 @@ def save_teachers(models: list[nn.Module], folder: Path) -> str | list[str]:
         torch.save({"epoch": -1, "model": model, "ema": None, "train_args": {}}, path)
         paths.append(str(path.resolve()))
     return paths if len(paths) > 1 else paths[0]
+
+
+def take_off(model: nn.Module) -> None:
+    """Remove a copied criterion from an EMA, so that its checkpoints hold a plain student."""
+    model._modules.pop("criterion", None)
+
+
+def discard_run(trainer: Any) -> None:
+    """Remove the folder of a run that went wrong before anything was trained in it."""
+    folder = getattr(trainer, "save_dir", None)
+    if folder and folder.is_dir() and RANK in {-1, 0} and not getattr(trainer, "resume", False):
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        if all(name in {"args.yaml", "labels.jpg"} or name.startswith("teacher") for name in files):
+            shutil.rmtree(folder, ignore_errors=True)

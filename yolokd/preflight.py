@@ -127,12 +127,7 @@ def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
         teacher_models (Sequence[nn.Module]): The teachers, not fused.
     """
     with preserved_rng(seed=0):
-        batches = []
-        for batch in trainer.test_loader:
-            batch = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            batches.append({**batch, "img": batch["img"].float() / 255})
-            if len(batches) == QUICK_BATCHES:
-                break
+        batches = _first_batches(trainer)
         if not any(len(batch["cls"]) for batch in batches):
             LOGGER.warning(f"{PREFIX}no labelled validation images at hand; the teacher was not compared")
             return
@@ -151,6 +146,17 @@ def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
         _cost(trainer, batches[0])
 
 
+def _first_batches(trainer: Any) -> list[dict[str, Any]]:
+    """Return the first validation batches, read past the loader: its iterator would go on from where it was left."""
+    dataset, size = trainer.test_loader.dataset, trainer.test_loader.batch_size
+    batches = []
+    for start in range(0, min(len(dataset), QUICK_BATCHES * size), size):
+        batch = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, len(dataset)))])
+        batch = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        batches.append({**batch, "img": batch["img"].float() / 255})
+    return batches
+
+
 def _cost(trainer: Any, batch: dict[str, Any]) -> None:
     """Time one training step with and without distillation on a copy of the student."""
     count = min(len(batch["img"]), trainer.batch_size)
@@ -164,6 +170,7 @@ def _cost(trainer: Any, batch: dict[str, Any]) -> None:
     model: Any = deepcopy(unwrap_model(trainer.model)).train()
     distilled = model.criterion
     distilled.clock.step = 1
+    distilled.calibration = None  # measuring takes time in a few steps only
     seconds = {}
     for name, criterion in (("plain", distilled.base), ("distilled", distilled)):
         for _ in range(2):  # the first is a warm-up
@@ -183,7 +190,7 @@ class Beside(nn.Module):
     def __init__(self, student: nn.Module, criterion: DistillationLoss):
         """Join the student and the teachers of its criterion."""
         super().__init__()
-        self.student, self.stride = student, student.stride
+        self.student, self.stride, self.names = student, student.stride, student.names
         self.teachers = [link.teacher for link in criterion.links]
 
     def forward(self, images: torch.Tensor) -> Any:

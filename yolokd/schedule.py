@@ -87,14 +87,14 @@ class Stages:
         """Return the index of the teacher that a stage uses."""
         return min(stage, self.teachers - 1)
 
-    def ramp(self, position: float, epochs: int) -> float:
+    def ramp(self, stage: int, position: float, epochs: int) -> float:
         """Return the ramp of a stage's new adapters: linear over one epoch, 1 where the teacher stayed the same.
 
         Args:
+            stage (int): The stage of the running epoch.
             position (float): Epochs done, with the fraction of the running one.
             epochs (int): Epochs of the run.
         """
-        stage = self.at(int(position), epochs)
         if stage == 0 or self.teacher(stage) == self.teacher(stage - 1):
             return 1.0
         return min(position - self.starts(epochs)[stage], 1.0)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+LOGGER = logging.getLogger("ultralytics")
 FILE = "kd_state.pt"
 VERSION = 1
 KEPT_EPOCHS = 2
@@ -28,6 +33,27 @@ def read_state(path: Path) -> dict[str, Any] | None:
     except Exception:
         return None
     return state if isinstance(state, dict) and state.get("version") == VERSION else None
+
+
+def find_state(path: Path, epoch: int, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the state of an epoch; where there is none, say why and return None.
+
+    Args:
+        path (Path): The file.
+        epoch (int): The epoch that ended, counted from 0.
+        identity (dict[str, Any]): `teachers` and `methods` of the run.
+    """
+    saved = read_state(path)
+    if saved is None:
+        LOGGER.warning(f"{path} is missing or unreadable: adapters and gains start anew, the student goes on")
+    elif any(saved.get(key) != value for key, value in identity.items()):
+        LOGGER.warning(f"{path} belongs to another teacher or method: adapters and gains start anew")
+    elif epoch not in saved["epochs"]:
+        LOGGER.warning(f"{path} holds no state of epoch {epoch + 1}: adapters and gains start anew")
+    else:
+        found: dict[str, Any] = saved["epochs"][epoch]
+        return found
+    return None
 
 
 def write_state(path: Path, epoch: int, state: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -51,3 +77,20 @@ def write_state(path: Path, epoch: int, state: dict[str, Any], identity: dict[st
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def forget_adapters(saved: dict[str, Any], optimizer: torch.optim.Optimizer, adapters: Iterable[nn.Parameter]) -> None:
+    """Take what an optimizer's state holds of the adapters out of it, and make room for new ones of any shape.
+
+    Args:
+        saved (dict): State of the optimizer of an earlier run; it is changed in place.
+        optimizer (torch.optim.Optimizer): This run's, whose groups hold the student's parameters before the adapters.
+        adapters (Iterable[nn.Parameter]): This run's adapters.
+    """
+    new = {id(parameter) for parameter in adapters}
+    numbers = count(1 + max((number for group in saved["param_groups"] for number in group["params"]), default=0))
+    for old, group in zip(saved["param_groups"], optimizer.param_groups):
+        kept = sum(id(parameter) not in new for parameter in group["params"])
+        for number in old["params"][kept:]:
+            saved["state"].pop(number, None)
+        old["params"] = old["params"][:kept] + [next(numbers) for _ in group["params"][kept:]]

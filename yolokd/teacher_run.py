@@ -44,8 +44,16 @@ def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
             return best
         if epoch >= 0:
             LOGGER.info(f"teacher_epochs={args.teacher_epochs}: resuming the teacher's run {run}")
-            YOLO(last).train(resume=True)
+            model = YOLO(last)
+            model.add_callback("on_pretrain_routine_start", lambda trainer: _remember(trainer, str(weights)))
+            model.train(resume=True)
             return best
     LOGGER.info(f"teacher_epochs={args.teacher_epochs}: fine-tuning the teacher on {args.data} in {run}")
     YOLO(weights).train(project=str(folder), name=run.name, exist_ok=True, plots=False, **{**wanted, "model": weights})
     return best
+
+
+def _remember(trainer: Any, weights: str) -> None:
+    """Keep the weights that a resumed run began with in its args.yaml, where the host writes last.pt."""
+    path = Path(trainer.save_dir) / "args.yaml"
+    YAML.save(path, {**YAML.load(path), "model": weights})

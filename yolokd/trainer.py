@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
+from ultralytics.utils import DEFAULT_CFG, RANK, YAML
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from yolokd import config, preflight
+from yolokd.clipping import StepGuard, clip_adapters
 from yolokd.clock import start_batch, start_epoch
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.handover import FOLDER_PREFIX, as_list, save_teachers, split_objects
+from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers, split_objects, take_off
 from yolokd.pairing import build_criterion
 from yolokd.rng import preserved_rng
-from yolokd.state import FILE, read_state, write_state
+from yolokd.state import FILE, find_state, forget_adapters, write_state
 from yolokd.teacher import Teacher, load_teacher
 from yolokd.teacher_run import fine_tune
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read fr
     _Host = DetectionTrainer
 else:
     _Host = object
-
-CLIP_NORM = 10.0  # the host's own bound for the student
-NOT_FINITE_LIMIT = 20
 
 
 class Distilling(_Host):
@@ -47,6 +43,7 @@ class Distilling(_Host):
 
     args: Any
     model: Any
+    optimizer: Any
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
         """Check our keys, hand the rest to the host, and leave no folder behind where something is wrong.
@@ -69,19 +66,24 @@ class Distilling(_Host):
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **overrides}
             config.validate(merged)
+            if self.teacher_objects and merged["teacher_epochs"]:
+                raise UserError(
+                    "teacher_epochs= fine-tunes weights from a file, i.e. teacher=yolov8x.pt; give the file"
+                )
             if config.methods(merged["method"]) == ("ultralytics",):
                 if self.teacher_objects:
                     raise UserError("method=ultralytics takes its teacher as a weights file, i.e. teacher=yolov8x.pt")
                 overrides["distill_model"] = merged.get("distill_model") or as_list(merged["teacher"])[0]
-        self._columns: dict[str, float] = {}
-        self._skipped = 0
+        self._norms: dict[str, torch.Tensor] = {}
+        self._val_terms = False
+        self._guard = StepGuard()
         try:
             super().__init__(config.merged_base(cfg), overrides, _callbacks)
             self.methods = config.methods(self.args.method)
             self.methods = () if self.methods == ("ultralytics",) else self.methods
             self._locate_teachers()
         except Exception:
-            _discard(self)
+            discard_run(self)
             raise
         if self.methods:
             for event, callback in (("on_train_epoch_start", start_epoch), ("on_train_batch_start", start_batch)):
@@ -92,9 +94,8 @@ class Distilling(_Host):
         """Keep absolute paths of teachers that lie on this machine."""
         teacher = self.args.teacher
         if teacher and not self.teacher_objects:
-            names = teacher if isinstance(teacher, list) else [teacher]
-            paths = [Path(check_model_file_from_stem(name)) for name in names]
-            found = [str(path.resolve()) if path.exists() else str(path) for path in paths]
+            files = [str(check_model_file_from_stem(name)) for name in as_list(teacher)]
+            found = [str(Path(file).resolve()) if Path(file).exists() else file for file in files]
             self.args.teacher = found if isinstance(teacher, list) else found[0]
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
@@ -102,7 +103,10 @@ class Distilling(_Host):
         super().check_resume({key: value for key, value in overrides.items() if key not in config.DEFAULTS})
         if self.resume:
             if "method" not in vars(self.args):
-                raise UserError(f"resume={self.args.model}: not a yolokd run; use `yolo train resume` for it")
+                raise UserError(
+                    f"resume={self.args.model}: no interrupted yolokd run. A finished run has nothing to go on "
+                    f"with; for plain runs use `yolo train resume`"
+                )
             if overrides.get("teacher"):
                 self.args.teacher = overrides["teacher"]
             for key, default in config.DEFAULTS.items():
@@ -124,7 +128,7 @@ class Distilling(_Host):
                     return super().train()
             return super().train()
         except UserError:
-            _discard(self)
+            discard_run(self)
             raise
 
     def set_model_attributes(self) -> None:
@@ -157,6 +161,9 @@ class Distilling(_Host):
         """Set up as the host does, then look at the run before it starts."""
         super()._setup_train()
         if self.criterion:
+            if self.args.compile:
+                student: Any = unwrap_model(self.model)
+                self.criterion.replay_through(student.model[-1])
             if models := self.__dict__.pop("_preflight_models", None):
                 preflight.check_run(self, models)
 
@@ -184,7 +191,7 @@ class Distilling(_Host):
             return super().resume_training(ckpt)
         model = unwrap_model(self.model)
         del model.criterion
-        _take_off(self.ema.ema)
+        take_off(self.ema.ema)
         super().resume_training(ckpt)
         if rebuilt := model.__dict__.pop("criterion", None):
             self.criterion.set_base(rebuilt)
@@ -192,20 +199,14 @@ class Distilling(_Host):
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         """Restore adapters, gains and method state beside what the host restores."""
+        saved = find_state(self.wdir / FILE, ckpt["epoch"], self._identity()) if self.criterion else None
+        if self.criterion and saved is None and ckpt.get("optimizer"):
+            forget_adapters(ckpt["optimizer"], self.optimizer, self.criterion.adapters())
         super()._load_checkpoint_state(ckpt)
-        if not self.criterion:
-            return
-        _take_off(self.ema.ema)
-        path = self.wdir / FILE
-        saved = read_state(path)
-        if saved is None:
-            LOGGER.warning(f"{path} is missing or unreadable: adapters and gains start anew, the student goes on")
-        elif any(saved.get(key) != value for key, value in self._identity().items()):
-            LOGGER.warning(f"{path} belongs to another teacher or method: adapters and gains start anew")
-        elif ckpt["epoch"] not in saved["epochs"]:
-            LOGGER.warning(f"{path} holds no state of epoch {ckpt['epoch'] + 1}: adapters and gains start anew")
-        else:
-            self.criterion.load(saved["epochs"][ckpt["epoch"]])
+        if self.criterion:
+            take_off(self.ema.ema)
+            if saved:
+                self.criterion.load(saved)
 
     def _identity(self) -> dict[str, Any]:
         assert self.criterion is not None
@@ -218,28 +219,13 @@ class Distilling(_Host):
         model, scale = unwrap_model(self.model), self.scaler.get_scale()
         del model.criterion  # out of the host's clipping; the optimizer holds the adapters by itself
         try:
-            student = nn.utils.clip_grad_norm_(model.parameters(), max_norm=float("inf")) / scale  # measured only
-            adapters = list(self.criterion.adapters())
-            norm = nn.utils.clip_grad_norm_(adapters, max_norm=CLIP_NORM * scale) / scale
-            self._skip_if_not_finite(student + norm)
+            norms = clip_adapters(model.parameters(), self.criterion.adapters(), scale)
+            if not self.scaler.is_enabled():  # the scaler skips steps by itself
+                self._guard.check(norms[0] + norms[1], self.optimizer)
             super().optimizer_step()
         finally:
             model.criterion = self.criterion
-        self._columns["kd/student_grad_norm"] = student.detach()
-        self._columns["kd/adapter_grad_norm"] = norm.detach()
-
-    def _skip_if_not_finite(self, norm: torch.Tensor) -> None:
-        """Drop the gradients of a step that holds NaN or infinity, and stop after many such steps running."""
-        if self.scaler.is_enabled():
-            return  # the scaler skips such steps by itself
-        if torch.isfinite(norm):
-            self._skipped = 0
-            return
-        self._skipped += 1
-        self.optimizer.zero_grad()
-        LOGGER.warning(f"step skipped: gradients are not finite ({self._skipped} running)")
-        if self._skipped >= NOT_FINITE_LIMIT:
-            raise RuntimeError(f"gradients were not finite for {self._skipped} steps running; the run was stopped")
+        self._norms = dict(zip(_NORMS, norms))
 
     def validate(self) -> tuple[dict[str, float] | None, float | None]:
         """Validate; with `kd_val` the live criterion is lent to the EMA student, else its val columns are NaN."""
@@ -255,19 +241,21 @@ class Distilling(_Host):
                 del ema.criterion
                 self.criterion.lent = False
                 self.criterion.train()
+        self._val_terms = lend
         return (self._blank(metrics) if metrics else metrics), fitness
 
     def _blank(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return metrics whose distillation terms are NaN where they were not computed in validation."""
-        if self.args.kd_val:
+        """Return metrics whose distillation terms are NaN where they were not computed in this epoch's validation."""
+        if self._val_terms:
             return metrics
         return {**metrics, **{f"val/{name}_loss": float("nan") for name in self.methods}}
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Add stage, gains, bare means and gradient norms to results.csv."""
         if self.criterion:
-            norms = {key: float(self._columns.get(key, float("nan"))) for key in _NORMS}
+            norms = {key: float(self._norms.pop(key, float("nan"))) for key in _NORMS}
             metrics = {**self._blank(metrics), **self.criterion.columns(), **norms}
+            self._val_terms = False
         super().save_metrics(metrics)
 
     def save_model(self) -> bool:
@@ -289,20 +277,6 @@ class DistillationTrainer(Distilling, DetectionTrainer):
         >>> model = YOLO("yolov8s.pt")
         >>> model.train(trainer=DistillationTrainer, teacher="yolov8x.pt", method="dfmsd", data="coco8.yaml")
     """
-
-
-def _take_off(model: nn.Module) -> None:
-    """Remove a copied criterion from an EMA, so that its checkpoints hold a plain student."""
-    model._modules.pop("criterion", None)
-
-
-def _discard(trainer: Any) -> None:
-    """Remove the folder of a run that went wrong before anything was trained in it."""
-    folder = getattr(trainer, "save_dir", None)
-    if folder and folder.is_dir() and RANK in {-1, 0} and not getattr(trainer, "resume", False):
-        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        if files <= {"args.yaml", "labels.jpg", "teacher.pt"}:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["DistillationTrainer", "Distilling"]

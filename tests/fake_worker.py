@@ -1,0 +1,40 @@
+"""A stand-in for a run of a comparison: does what its name in the plan's `fake` says, without any training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from yolokd.compare_queue import follow_parent
+from yolokd.compare_state import read_json, write_json
+
+folder = Path(sys.argv[1])
+root = folder.parent if folder.name == "teacher" else folder.parents[1]
+plan = read_json(root / "plan.json")
+with open(root / "started.txt", "a", encoding="utf-8") as file:
+    file.write(f"{folder.relative_to(root).as_posix()} {os.getpid()}\n")
+deed = plan["fake"].get(folder.relative_to(root).as_posix(), "done")
+follow_parent()
+print(f"working on {folder.name}")
+if deed == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if deed == "error":
+    write_json(folder / "error.json", {"error": "ValueError: no luck", "traceback": "line 1\nline 2"})
+    sys.exit(1)
+if deed == "mute":
+    sys.exit(3)
+for epoch in (1, 2):
+    with open(folder / "progress.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"epoch": epoch, "seconds": 0.5, "ap": 0.1}) + "\n")
+if deed == "hang":
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        (folder / "stopped").touch()
+        sys.exit(130)
+time.sleep(float(plan.get("pause", 0)))
+write_json(folder / "run.json", {"schema": 1, "plan": plan["id"], "metrics": {"ap": 0.5}})

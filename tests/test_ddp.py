@@ -1,0 +1,196 @@
+"""Several devices without any: the worker's trainer rebuilt as the host does, and two processes with one gradient."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from ultralytics.engine import trainer as host
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
+
+from tests.tiny import overrides_for, rows, tiny_batch, tiny_criterion, tiny_model
+from yolokd import DistillationTrainer
+from yolokd.clock import start_batch, start_epoch
+from yolokd.handover import FOLDER_PREFIX
+
+Teacher = Callable[[str], Path]
+pytest.importorskip("cloudpickle", reason="the host installs it at the first launch on several devices")
+
+
+def launch(trainer: DistillationTrainer, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Start a training as on two devices; the worker's file runs here, once, instead of under torchrun."""
+    workers: list[Any] = []
+    original = DistillationTrainer.train
+
+    def kept(self: Any) -> Any:
+        workers.append(self)
+        return original(self)
+
+    def run(command: list[str], check: bool) -> None:
+        assert "--nproc_per_node" in command
+        assert not Path(trainer.save_dir).exists()  # the launcher empties it
+        path = list(sys.path)
+        monkeypatch.setattr(DistillationTrainer, "train", kept)
+        try:
+            runpy.run_path(command[-1], run_name="__main__")
+        finally:
+            sys.path[:] = path
+            monkeypatch.setattr(DistillationTrainer, "train", original)
+
+    monkeypatch.setattr(host.subprocess, "run", run)
+    trainer.ddp, trainer.world_size = True, 2
+    trainer.train()
+    return workers
+
+
+def test_a_worker_rebuilds_the_trainer_from_the_pickled_state(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = DistillationTrainer(
+        overrides=overrides_for(
+            tmp_path,
+            tiny_data,
+            method="dfmsd+pcd",
+            teacher=str(tiny_teacher("yolov8n")),
+            epochs=1,
+            kd_levels="[16,32]",
+            dfmsd_stages=[0.5],
+            pcd_temperature=2,
+        )
+    )
+    (worker,) = launch(trainer, monkeypatch)
+    assert type(worker) is DistillationTrainer
+    assert worker is not trainer
+    assert worker.methods == ("dfmsd", "pcd")
+    own = {key: value for key, value in vars(trainer.args).items() if key not in {"device", "workers", "max_det"}}
+    assert {key: getattr(worker.args, key) for key in own} == own
+    assert worker.callbacks["on_train_epoch_start"].count(start_epoch) == 1
+    assert worker.callbacks["on_train_batch_start"].count(start_batch) == 1
+    assert worker.criterion.methods["pcd"][0].pair.strides == (16, 32)
+    (row,) = rows(trainer.save_dir)
+    assert row["train/dfmsd_loss"] > 0
+    assert row["train/pcd_loss"] > 0
+
+
+def test_a_teacher_object_is_handed_to_the_workers(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = DistillationTrainer(
+        overrides=overrides_for(tmp_path, tiny_data, method="dfmsd", teacher=tiny_model(seed=2), epochs=1)
+    )
+    (worker,) = launch(trainer, monkeypatch)
+    kept = Path(trainer.save_dir) / "teacher.pt"
+    assert worker.args.teacher == str(kept)
+    assert YAML.load(kept.parent / "args.yaml")["teacher"] == str(kept)
+    expected, found = tiny_model(seed=2).state_dict(), load_checkpoint(kept)[0].state_dict()
+    assert all(torch.equal(expected[key], value) for key, value in found.items())
+    assert FOLDER_PREFIX in trainer.args.teacher
+    assert not Path(trainer.args.teacher).exists()  # the launcher cleans up after itself
+    assert rows(trainer.save_dir)[0]["train/dfmsd_loss"] > 0
+
+
+def test_the_built_in_distillation_is_handed_on_too(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = DistillationTrainer(
+        overrides=overrides_for(
+            tmp_path, tiny_data, method="ultralytics", teacher=str(tiny_teacher("yolov8n")), epochs=1
+        )
+    )
+    launch(trainer, monkeypatch)
+    assert rows(trainer.save_dir)[0]["train/dis_loss"] > 0
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: parameter.grad.clone() for key, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    """Train a step on each of two processes and write down what came out."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    seen: dict[str, Any] = {}
+    for family in ("yolov8n", "yolo26n"):
+        for images in ("same", "own"):  # as the host wraps a model, with the same images or others on each process
+            model, criterion = tiny_criterion("dfmsd+pcd", family, family, kd_gain="auto")
+            wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+            loss, items = wrapped(tiny_batch(seed=rank if images == "own" else 0))
+            loss.sum().backward()
+            seen[f"{family} {images}"] = {
+                "items": items,
+                "gains": dict(criterion.calibration.gains),
+                "gradients": gradients(model),
+            }
+    teachers = [tiny_model("yolov8n", seed=2), tiny_model("yolov8n", seed=3)]
+    model, criterion = tiny_criterion("dfmsd", "yolov8n", teachers, kd_gain="auto", kd_decay="constant")
+    wrapped = nn.parallel.DistributedDataParallel(model, static_graph=True)  # as the host does with compile=
+    criterion.replay_through(model.model[-1])  # as with compile=, the wrapper's outputs hide the neck maps
+    for epoch in (0, 2, 6, 7):
+        criterion.clock.epoch = epoch
+        batch = tiny_batch(seed=rank)
+        loss, _ = wrapped.module.loss(batch, wrapped(batch["img"]))
+        loss.sum().backward()
+        seen[f"static {epoch}"] = {"stage": criterion.stage, "gradients": gradients(model)}
+        model.zero_grad()
+    torch.save(seen, Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes saw."""
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(work, (free_port(), str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_the_same_images_on_both_give_what_one_process_gives(both: list[dict[str, Any]], family: str) -> None:
+    model, criterion = tiny_criterion("dfmsd+pcd", family, family, kd_gain="auto")
+    loss, items = model(tiny_batch())
+    loss.sum().backward()
+    expected = gradients(model)
+    assert any(key.startswith("criterion.") for key in expected)
+    for process in both:
+        found = process[f"{family} same"]
+        assert found["gains"] == pytest.approx(criterion.calibration.gains, rel=1e-5)
+        assert {key: float(v) for key, v in found["items"].items()} == pytest.approx(
+            {key: float(v) for key, v in items.items()}, rel=1e-5
+        )
+        assert found["gradients"].keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.allclose(found["gradients"][key], value, rtol=1e-4, atol=1e-5 * float(value.abs().max())), key
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_other_images_on_each_give_both_the_same_gains_and_gradients(both: list[dict[str, Any]], family: str) -> None:
+    left, right = (process[f"{family} own"] for process in both)
+    assert float(left["items"]["dfmsd_loss"]) != float(right["items"]["dfmsd_loss"])
+    assert left["gains"] == right["gains"]
+    assert all(torch.equal(value, right["gradients"][key]) for key, value in left["gradients"].items())
+
+
+def test_a_static_graph_bears_the_change_of_stage(both: list[dict[str, Any]]) -> None:
+    left, right = both
+    for epoch, stage in ((0, 0), (2, 0), (6, 1), (7, 1)):
+        assert left[f"static {epoch}"]["stage"] == stage
+        for key, value in left[f"static {epoch}"]["gradients"].items():
+            assert torch.equal(value, right[f"static {epoch}"]["gradients"][key])
+            if key.startswith("criterion.methods.dfmsd.") and "adapters" in key:
+                assert bool(value.any()) == (key.split(".")[3] == str(stage)), (epoch, key)

@@ -1,0 +1,221 @@
+"""Before the first epoch: what cannot work is refused, what is unwise is said, and nothing is changed."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import save_model, set_up, tiny_model
+from yolokd import DistillationTrainer, preflight
+from yolokd.errors import UserError
+from yolokd.preflight import QUICK_BATCHES, quick_ap50
+
+Teacher = Callable[[str], Path]
+
+
+def prepare(folder: Path, data: Path, teacher: Any, **overrides: Any) -> DistillationTrainer:
+    settings = {"method": "dfmsd", "kd_preflight": True, **overrides}
+    return set_up(folder, data, teacher=teacher, **settings)
+
+
+def untrained(folder: Path) -> str:
+    return str(save_model(tiny_model(trained=False), folder / "untrained.pt"))
+
+
+def test_an_untrained_teacher_is_refused_with_the_ways_out(tmp_path: Path, tiny_data: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher=.*untrained\.pt was never trained.*teacher_epochs=20.*kd_preflight"):
+        prepare(tmp_path / "runs", tiny_data, untrained(tmp_path))
+
+
+def test_without_preflight_even_that_goes_on(tmp_path: Path, tiny_data: Path, said: list[str]) -> None:
+    trainer = prepare(tmp_path / "runs", tiny_data, untrained(tmp_path), kd_preflight=False)
+    assert trainer.criterion is not None
+    assert not any("preflight: " in message for message in said)
+
+
+def test_a_teacher_that_is_smaller_is_warned_about(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str]
+) -> None:
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolo11n")))
+    assert any(
+        re.search(r"the teacher \(2\.6 M parameters\) is smaller than the student \(3\.0 M\)", message)
+        for message in said
+    )
+
+
+def test_a_teacher_of_equal_size_is_not(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str]
+) -> None:
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")))
+    assert not any("smaller" in message for message in said)
+    assert any("teacher knows 3 of the data's 3 classes" in message for message in said)
+
+
+def test_other_classes_are_said_by_name_with_the_offer_to_fine_tune(
+    tmp_path: Path, tiny_data: Path, said: list[str]
+) -> None:
+    teacher = save_model(
+        tiny_model(names=("dog", "cat", "cow"), seed=2), tmp_path / "animals.pt"
+    )  # as many, but others
+    prepare(tmp_path / "runs", tiny_data, str(teacher))
+    found = [message for message in said if "knows none of the data's classes by name" in message]
+    assert len(found) == 1
+    assert "teacher_epochs=20" in found[0]
+    assert not any("AP50" in message for message in said)
+
+
+def test_for_logit_methods_other_classes_are_refused(tmp_path: Path, tiny_data: Path) -> None:
+    teacher = save_model(tiny_model(names=("dog", "cat", "cow"), seed=2), tmp_path / "animals.pt")
+    with pytest.raises(UserError, match=r"method=pcd compares class logits.*circle.*dog.*teacher_epochs=20"):
+        prepare(tmp_path / "runs", tiny_data, str(teacher), method="pcd")
+
+
+@pytest.mark.parametrize(("teacher_ap", "warned"), [(0.5, False), (0.2, True), (0.1, True)])
+def test_a_teacher_that_is_not_better_is_warned_about(
+    teacher_ap: float,
+    warned: bool,
+    tmp_path: Path,
+    tiny_data: Path,
+    tiny_teacher: Teacher,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = iter([0.2, teacher_ap])
+    monkeypatch.setattr(preflight, "quick_ap50", lambda *args: next(values))
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")))
+    expected = f"AP50 on 4 validation images: teacher {teacher_ap:.3f}, student at the start 0.200"
+    assert any(expected in message for message in said)
+    assert any("the teacher is not better than the student" in message for message in said) is warned
+
+
+def test_each_of_several_teachers_is_named(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.2, 0.3, 0.1])
+    monkeypatch.setattr(preflight, "quick_ap50", lambda *args: next(values))
+    prepare(tmp_path, tiny_data, [str(tiny_teacher("yolov8n")), str(tiny_teacher("yolo11n"))])
+    assert any("teacher 1 0.300" in message for message in said)
+    assert any("the teacher 2 is not better" in message for message in said)
+
+
+def test_the_cost_of_a_step_is_told(tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str]) -> None:
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), method="dfmsd+pcd")
+    found = [re.search(r"a step takes about ([\d.]+) times as long as in plain training", message) for message in said]
+    ratios = [float(match[1]) for match in found if match]
+    assert len(ratios) == 1
+    assert ratios[0] > 0.5
+
+
+def test_a_validation_set_without_labels_is_said(tmp_path: Path, tiny_teacher: Teacher, said: list[str]) -> None:
+    from yolokd.shapes import draw_dataset
+
+    data = draw_dataset(tmp_path / "data", images=(4, 2), imgsz=64, classes=3)
+    for label in (data.parent / "labels" / "val").glob("*.txt"):
+        label.write_text("")
+    prepare(tmp_path / "runs", data, str(tiny_teacher("yolov8n")))
+    assert any("no labelled validation images at hand" in message for message in said)
+
+
+def state_of_generators() -> tuple[Any, ...]:
+    numbers = np.random.get_state()
+    return random.getstate(), numbers[1].tolist(), numbers[2:], torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_it_leaves_generators_loaders_and_the_student_as_they_were(
+    family: str, tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher
+) -> None:
+    trainer = prepare(
+        tmp_path, tiny_data, str(tiny_teacher(family)), model=f"{family}.yaml", kd_preflight=False, method="dfmsd+ckd"
+    )
+    models = (trainer.model, trainer.ema.ema)
+    before = copy.deepcopy([model.state_dict() for model in models])
+    criterion = copy.deepcopy(trainer.criterion.state())
+    modes = [module.training for model in models for module in model.modules()]
+    generators = state_of_generators()
+    loader = trainer.test_loader.generator.get_state().tolist()
+    preflight.check_run(trainer, [tiny_model(family, seed=2)])
+    assert state_of_generators() == generators
+    assert trainer.test_loader.generator.get_state().tolist() == loader
+    assert trainer.test_loader.iterator is None
+    assert trainer.train_loader.iterator is None
+    assert [module.training for model in models for module in model.modules()] == modes
+    for model, state in zip(models, before):
+        assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert criterion["calibration"] == trainer.criterion.state()["calibration"]
+    now = trainer.criterion.state()["methods"]
+    assert all(torch.equal(criterion["methods"][key], value) for key, value in now.items())
+    assert trainer.criterion.clock.step == 0
+    assert trainer.criterion.seen == 0
+
+
+def test_the_validation_images_are_the_loaders_first_batches(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher
+) -> None:
+    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_preflight=False, batch=1)
+    expected = [batch["img"].float() / 255 for _, batch in zip(range(QUICK_BATCHES), trainer.test_loader)]
+    found = [batch["img"] for batch in preflight._first_batches(trainer)]
+    assert len(found) == 2  # the loader's batches hold two images each, and there are four images
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class Answer(nn.Module):
+    """A detector that finds the given boxes, as the host's heads put it: x, y, w, h in pixels and class scores."""
+
+    def __init__(self, rows: Sequence[Sequence[float]], classes: int):
+        super().__init__()
+        output = torch.zeros(1, 4 + classes, len(rows))
+        for index, (x, y, w, h, label, score) in enumerate(rows):
+            output[0, :4, index] = torch.tensor([x, y, w, h])
+            output[0, 4 + int(label), index] = score
+        self.output = output
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return self.output.expand(len(images), -1, -1), None
+
+
+BATCH = {
+    "img": torch.zeros(1, 3, 64, 64),
+    "cls": torch.tensor([[0.0], [1.0]]),
+    "bboxes": torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.75, 0.75, 0.25, 0.5]]),
+    "batch_idx": torch.zeros(2),
+}
+RIGHT = [(16, 16, 16, 16, 0, 0.9), (48, 48, 16, 32, 1, 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "expected"),
+    [
+        (RIGHT, {0: 0, 1: 1, 2: 2}, 0.995),  # the host's interpolation gives 0.995 for a perfect answer
+        ([(16, 16, 16, 16, 1, 0.9), (48, 48, 16, 32, 0, 0.8)], {0: 0, 1: 1, 2: 2}, 0.0),  # classes swapped
+        ([(16, 16, 16, 16, 1, 0.9), (48, 48, 16, 32, 0, 0.8)], {0: 1, 1: 0}, 0.995),  # and swapped back by name
+        ([(40, 16, 16, 16, 0, 0.9), (48, 16, 16, 32, 1, 0.8)], {0: 0, 1: 1}, 0.0),  # elsewhere
+        ([*RIGHT, (32, 32, 9, 9, 2, 0.99)], {0: 0, 1: 1}, 0.995),  # a class that the data has not
+        (RIGHT[:1], {0: 0, 1: 1}, 0.995 / 2),  # one class found, one missed
+        ([*RIGHT, (40, 16, 16, 16, 0, 0.95)], {0: 0, 1: 1}, (0.5 + 0.995) / 2),  # a wrong one before the right one
+        ([*RIGHT, (19, 16, 16, 16, 0, 0.95)], {0: 0, 1: 1}, (0.5 + 0.995) / 2),  # one object found twice, IoU 0.68
+        ([], {0: 0, 1: 1}, 0.0),
+        (RIGHT, {}, 0.0),
+    ],
+)
+def test_the_quick_ap50(rows: list[tuple[float, ...]], classes: dict[int, int], expected: float) -> None:
+    assert quick_ap50(Answer(rows or [(1, 1, 1, 1, 0, 0.0)], 3), [BATCH], classes) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_quick_ap50_reads_end_to_end_models() -> None:
+    class EndToEnd(nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+            boxes = [(8.0, 8.0, 24.0, 24.0, 0.9, 0.0), (40.0, 32.0, 56.0, 64.0, 0.8, 1.0)]
+            return torch.tensor([boxes]), None
+
+    assert quick_ap50(EndToEnd(), [BATCH], {0: 0, 1: 1}) == pytest.approx(0.995, abs=0.01)

@@ -1,0 +1,218 @@
+"""From run folders to results.json: statistics by hand, pairs that do not fit, and runs that no comparison made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import train, train_plain
+from yolokd import UserError
+from yolokd.compare_state import read_json, write_json
+from yolokd.results import from_compare, from_runs
+
+METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
+
+
+def metrics(ap: float) -> dict[str, Any]:
+    numbers = {**dict.fromkeys(METRICS, ap), "ap_large": None}
+    return {**numbers, "per_class": {"a": ap + 0.1, "b": None}, "objects": {"a": 3, "b": 0}, "images": 2}
+
+
+def comparison(root: Path, aps: Mapping[str, list[float | None]], teacher: float | None = 0.7, **changes: Any) -> Path:
+    """Write the folder of a comparison with these AP per arm and seed; None is a run that failed."""
+    seeds = list(range(max(map(len, aps.values()))))
+    arms = [{"name": name, "method": name, "arguments": {"method": name}} for name in aps]
+    arguments = {"model": "s.pt", "data": "d.yaml", "epochs": 3, "imgsz": 64, "batch": 4}
+    plan = {"id": "abc", "arms": arms, "seeds": seeds, "arguments": arguments, "fingerprint": {"model": "f00"}}
+    plan |= {"teachers": ["t.pt"], "environment": {}, "command": "c", "data": "d.yaml", "split": "val"}
+    write_json(root / "plan.json", plan)
+    states = []
+    for name, values in aps.items():
+        for seed, ap in enumerate(values):
+            folder = root / f"seed{seed}" / name
+            folder.mkdir(parents=True)
+            failed = {"status": "failed", "error": "ValueError: no luck"} if ap is None else {"status": "done"}
+            states.append({"key": f"seed{seed}/{name}", **failed})
+            if ap is not None:
+                measured = {
+                    "wall_s": 10.0,
+                    "step_s": 0.2 if name == "none" else 0.3,
+                    "peak_bytes": 10**9,
+                    "resumed": [],
+                }
+                hashes = {"stream_hash": f"s{seed}", "initial_hash": f"i{seed}", "epochs_done": 3}
+                own = changes.get(f"seed{seed}/{name}", {})
+                record = {"schema": 1, "plan": "abc", "metrics": metrics(ap), **measured, **hashes, **own}
+                write_json(folder / "run.json", record)
+    write_json(root / "state.json", {"runs": states})
+    (root / "teacher").mkdir()
+    if teacher is not None:
+        write_json(root / "teacher" / "run.json", {"schema": 1, "plan": "abc", "metrics": metrics(teacher)})
+    return root
+
+
+def by_name(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {arm["name"]: arm for arm in results["arms"]}
+
+
+def test_numbers_by_hand(tmp_path: Path) -> None:
+    results = from_compare(comparison(tmp_path, {"none": [0.5, 0.5, 0.5], "pcd": [0.51, 0.52, 0.53]}))
+    json.dumps(results, allow_nan=False)
+    plain, pcd = results["arms"]
+    assert pcd["mean"]["ap"] == pytest.approx(0.52) and pcd["sd"]["ap"] == pytest.approx(0.01)
+    assert pcd["mean"]["per_class"] == {"a": pytest.approx(0.62), "b": None} and pcd["mean"]["ap_large"] is None
+    versus = pcd["versus"]["none"]
+    # differences 0.01, 0.02, 0.03: t = 0.02 / (0.01 / sqrt(3)) = 3.4641 with 2 degrees of freedom; t(0.975) = 4.3027
+    assert versus["n"] == 3 and versus["difference"] == pytest.approx(0.02) and versus["sd"] == pytest.approx(0.01)
+    assert versus["low"] == pytest.approx(0.02 - 4.302653 * 0.01 / 3**0.5, abs=1e-7)
+    assert versus["high"] == pytest.approx(0.02 + 4.302653 * 0.01 / 3**0.5, abs=1e-7)
+    assert versus["p"] == pytest.approx(0.07418, abs=1e-5) and versus["verdict"] == "not distinguishable"
+    assert versus["sentence"].startswith("pcd and plain training are not distinguishable with 3 seeds: +2.00 AP")
+    assert pcd["gap_closed"] == pytest.approx(0.02 / 0.2)
+    assert pcd["step_ratio"] == pytest.approx(1.5) and plain["step_ratio"] == pytest.approx(1.0)
+    assert plain["versus"] == {} and plain["gap_closed"] is None
+    assert results["checks"] == {
+        "same_stream": True,
+        "same_initial": True,
+        "same_epochs": True,
+        "problems": [],
+        "notes": [],
+    }
+
+
+def test_verdicts_are_adjusted_for_the_arms_of_a_control(tmp_path: Path) -> None:
+    plain = [0.500, 0.501, 0.499, 0.500]
+    aps = {"none": plain, "ultralytics": [x + d for x, d in zip(plain, (0.010, 0.012, 0.011, 0.009))]}
+    aps["pcd"] = [x + d for x, d in zip(plain, (0.030, 0.031, 0.029, 0.032))]
+    aps["mgd"] = [x - d for x, d in zip(plain, (0.020, 0.021, 0.019, 0.022))]
+    arms = by_name(from_compare(comparison(tmp_path, aps)))
+    assert [arms[name]["versus"]["none"]["verdict"] for name in ("ultralytics", "pcd", "mgd")] == [
+        "better",
+        "better",
+        "worse",
+    ]
+    for name in ("ultralytics", "pcd", "mgd"):
+        versus = arms[name]["versus"]["none"]
+        assert versus["family"] == 3 and versus["p_adjusted"] >= versus["p"]
+    assert "ultralytics" not in arms["none"]["versus"] and arms["pcd"]["versus"]["ultralytics"]["family"] == 2
+    assert arms["pcd"]["versus"]["ultralytics"]["verdict"] == "better"
+    assert "better than Ultralytics' distillation" in arms["pcd"]["versus"]["ultralytics"]["sentence"]
+    assert "closes" in arms["pcd"]["versus"]["none"]["sentence"]
+
+
+@pytest.mark.parametrize(("key", "word"), [("stream_hash", "different images"), ("initial_hash", "different weights")])
+def test_a_pair_that_does_not_match_is_left_out_and_told(tmp_path: Path, key: str, word: str) -> None:
+    aps = {"none": [0.5, 0.5, 0.5], "pcd": [0.9, 0.52, 0.53]}
+    results = from_compare(comparison(tmp_path, aps, **{"seed0/pcd": {key: "other"}}))
+    pcd = by_name(results)["pcd"]
+    assert pcd["versus"]["none"]["n"] == 2 and pcd["versus"]["none"]["difference"] == pytest.approx(0.025)
+    assert pcd["gap_closed"] == pytest.approx(0.025 / 0.2)
+    (problem,) = results["checks"]["problems"]
+    assert "seed0/pcd and seed0/none" in problem and word in problem
+    same = {"stream_hash": "same_stream", "initial_hash": "same_initial"}[key]
+    assert results["checks"][same] is False
+
+
+def test_failed_and_missing_runs(tmp_path: Path) -> None:
+    results = from_compare(comparison(tmp_path, {"none": [0.5, 0.5, None], "pcd": [0.6, None, 0.6], "mgd": [None] * 3}))
+    arms = by_name(results)
+    assert arms["pcd"]["versus"]["none"]["n"] == 1 and arms["mgd"]["versus"]["none"]["n"] == 0
+    assert "nothing to compare" in arms["mgd"]["versus"]["none"]["sentence"] and arms["mgd"]["mean"]["ap"] is None
+    assert len(results["checks"]["problems"]) == 5
+    assert all("ValueError: no luck" in problem for problem in results["checks"]["problems"])
+    assert arms["pcd"]["runs"][1]["status"] == "failed" and arms["pcd"]["runs"][1]["metrics"] is None
+
+
+def test_what_a_reader_should_know(tmp_path: Path) -> None:
+    changes = {"seed0/pcd": {"resumed": [1, 2], "epochs_done": 2}, "seed1/pcd": {"stream_hash": None}}
+    changes["seed1/none"] = {"shared_machine": True}
+    results = from_compare(comparison(tmp_path, {"none": [0.5, 0.5], "pcd": [0.6, 0.6]}, teacher=0.4, **changes))
+    checks = results["checks"]
+    assert checks["same_stream"] is None and checks["same_epochs"] is False
+    assert any("different numbers of epochs" in problem for problem in checks["problems"])
+    for words in ("resumed after epoch 1 and 2", "not verified", "shared machine", "no gap to close"):
+        assert any(words in note for note in checks["notes"]), words
+    assert by_name(results)["pcd"]["gap_closed"] is None and results["environment"]["shared_machine"] is True
+
+
+def test_one_seed_is_judged_over_images(tmp_path: Path) -> None:
+    root = comparison(tmp_path, {"none": [0.0], "pcd": [1.0]})
+    boxes = [[10.0, 10.0, 20.0, 20.0]] * 2
+    truth = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in (1, 2)],
+        "categories": [{"id": 0, "name": "a"}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 0, "bbox": boxes[0], "area": 400, "iscrowd": 0} for i in (1, 2)
+        ],
+    }
+    write_json(root / "ground_truth.json", truth)
+    found = [{"image_id": i, "category_id": 0, "bbox": boxes[0], "score": 0.9} for i in (1, 2)]
+    write_json(root / "seed0/pcd/predictions.json.gz", {"detections": found})
+    write_json(root / "seed0/none/predictions.json.gz", {"detections": []})
+    versus = by_name(from_compare(root))["pcd"]["versus"]["none"]
+    assert versus["source"] == "images" and versus["verdict"] == "not distinguishable"
+    assert versus["low"] == versus["high"] == pytest.approx(1.0) and versus["sentence"].startswith("One seed: pcd")
+
+
+# Runs that no comparison made -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Callable[[str], Path]) -> list[Path]:
+    """Finished runs: plain by the host's own trainer, and pcd."""
+    root = tmp_path_factory.mktemp("runs")
+    teacher = str(tiny_teacher("yolov8n"))
+    plain = train_plain(root, tiny_data, epochs=1, name="plain")
+    pcd = train(root, tiny_data, epochs=1, name="pcd", method="pcd", teacher=teacher, pcd_stages=1)
+    return [Path(plain.save_dir), Path(pcd.save_dir)]
+
+
+def test_finished_runs_are_evaluated_once_and_paired_by_seed(runs: list[Path]) -> None:
+    results = from_runs(runs, device="cpu")
+    json.dumps(results, allow_nan=False)
+    arms = by_name(results)
+    assert list(arms) == ["none", "pcd"] and arms["pcd"]["versus"]["none"]["n"] == 1
+    assert arms["pcd"]["versus"]["none"]["source"] == "images"
+    checks = results["checks"]
+    assert checks["same_stream"] is None and checks["same_initial"] is None and checks["same_epochs"] is True
+    assert any("images not verified" in note for note in checks["notes"]) and checks["problems"] == []
+    assert results["teacher"]["metrics"]["images"] == 4 and results["data"]["images"] == 4
+    run = arms["none"]["runs"][0]
+    assert run["wall_s"] > 0 and run["step_s"] is None and run["folder"] == str(runs[0])
+    kept = [read_json(folder / "predictions.json.gz") for folder in runs]
+    assert all(k["weights_sha256"] == arm["runs"][0]["weights_sha256"] for k, arm in zip(kept, results["arms"]))
+    # kept predictions are read, not made again: a doctored file changes the numbers, other weights make it useless
+    write_json(runs[0] / "predictions.json.gz", {**kept[0], "host_ap": 0.123})
+    assert by_name(from_runs(runs, device="cpu"))["none"]["runs"][0]["metrics"]["host_ap"] == 0.123
+    write_json(runs[0] / "predictions.json.gz", {**kept[0], "host_ap": 0.123, "weights_sha256": "0"})
+    assert by_name(from_runs(runs, device="cpu"))["none"]["runs"][0]["metrics"]["host_ap"] != 0.123
+
+
+def test_runs_with_other_arguments_are_no_pair(runs: list[Path], tmp_path: Path) -> None:
+    import shutil
+
+    import yaml
+
+    other = tmp_path / "longer"
+    shutil.copytree(runs[0], other)
+    args = yaml.safe_load((other / "args.yaml").read_text(encoding="utf-8"))
+    (other / "args.yaml").write_text(yaml.safe_dump({**args, "lr0": 0.5}), encoding="utf-8")
+    arms = by_name(from_runs([other, runs[1]], device="cpu"))
+    assert arms["pcd"]["versus"]["none"]["n"] == 0
+    arms = by_name(from_runs([other, *runs], device="cpu"))
+    assert sorted(arms) == ["none", "none #2", "pcd"] and arms["pcd"]["versus"]["none"]["n"] == 1
+    (other / "args.yaml").write_text(yaml.safe_dump({**args, "data": "elsewhere.yaml"}), encoding="utf-8")
+    with pytest.raises(UserError, match="different data"):
+        from_runs([other, *runs])
+
+
+def test_folders_without_a_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"args\.yaml is missing"):
+        from_runs([tmp_path])
+    (tmp_path / "args.yaml").write_text("data: x.yaml\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"best\.pt is missing"):
+        from_runs([tmp_path])

@@ -1,0 +1,184 @@
+"""Results of finished run folders that no comparison made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolokd.compare_state import file_hash, now, read_json, write_json
+from yolokd.config import KEYS
+from yolokd.errors import UserError
+from yolokd.results import PREDICTIONS, WEIGHTS, data_summary
+from yolokd.results_run import RECORDED, empty_run
+
+# What two runs of a pair may differ in: where and how they ran, and what the comparison is about.
+FREE = {
+    "cache", "device", "distill_model", "exist_ok", "method", "mode", "name", "plots", "project", "resume", "save",
+    "save_dir", "save_period", "seed", "split", "teacher", "val", "verbose", "workers",
+}  # fmt: skip
+Collected = tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], dict[str, Any], list[str]]
+
+
+def collect(folders: Iterable[Path], split: str, device: str | None) -> Collected:
+    """Return head, teacher, arms, ground truth and notes of run folders, evaluating what was not evaluated.
+
+    Args:
+        folders (Iterable[Path]): Run folders; folders of comparisons stand for their runs.
+        split (str): Split of the data.
+        device (str, optional): Device as Ultralytics names it.
+
+    Raises:
+        UserError: If a folder holds no finished run, or the runs are on different data.
+    """
+    from yolokd.environment import environment
+    from yolokd.evaluate import coco_ground_truth
+
+    paths = [path for folder in folders for path in _expand(folder.resolve())]
+    paths = list(dict.fromkeys(paths))
+    args = {path: _arguments(path) for path in paths}
+    data = {
+        str(Path(str(a["data"])).resolve()) if Path(str(a["data"])).exists() else str(a["data"]) for a in args.values()
+    }
+    views = {json.dumps([a.get("single_cls"), a.get("classes")]) for a in args.values()}
+    if len(data) > 1 or len(views) > 1:
+        shown = ", ".join(sorted(data)) if len(data) > 1 else "one with other single_cls= or classes="
+        raise UserError(f"the runs are on different data ({shown}) and cannot be compared; report them apart")
+    (description,), first = data, args[paths[0]]
+    truth = coco_ground_truth(description, split, bool(first.get("single_cls")), first.get("classes"))
+    arms: dict[str, dict[str, Any]] = {}
+    for path, own in args.items():
+        method = str(own.get("method") or ("ultralytics" if own.get("distill_model") else "none"))
+        run = _run(path, own, truth, split, device)
+        name = method
+        for number in range(2, len(paths) + 2):  # what differs in its own keys or repeats a seed is another arm
+            arm = arms.setdefault(name, {"name": name, "method": method, "arguments": _ours(own), "runs": []})
+            seeds = {r["seed"] for r in arm["runs"] if r["pairing"] == run["pairing"]}
+            same = not arm["runs"] or arm["runs"][0]["pairing"] == run["pairing"]
+            if same and arm["arguments"] == _ours(own) and run["seed"] not in seeds:
+                break
+            name = f"{method} #{number}"
+        arms[name]["runs"].append(run)
+    ordered = sorted(
+        arms.values(),
+        key=lambda arm: ["none", "ultralytics"].index(arm["method"]) if arm["method"] in {"none", "ultralytics"} else 2,
+    )
+    for arm in ordered:
+        arm["runs"].sort(key=lambda run: run["seed"])
+    teacher, notes = _teacher(args.values(), truth, split, device)
+    head = {
+        "created": now(),
+        "environment": {**environment(), "shared_machine": False},
+        "command": f"yolokd report {' '.join(map(str, paths))}",
+        "arguments": {key: value for key, value in first.items() if key not in FREE},
+        "student": {"path": str(first["model"]), "sha256": None},
+        "data": data_summary(description, split, truth),
+        "budget": {key: first.get(key) for key in ("epochs", "imgsz", "batch")},
+        "weights": WEIGHTS,
+    }
+    return head, teacher, ordered, truth, notes
+
+
+def _expand(folder: Path) -> list[Path]:
+    """Return a run folder itself, or the finished runs of a comparison."""
+    if not (folder / "plan.json").is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("seed*/*/run.json"))
+
+
+def _arguments(folder: Path) -> dict[str, Any]:
+    """Return the train arguments of a finished run.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    for name in ("args.yaml", "weights/best.pt"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is no finished run: {name} is missing; give a folder such as runs/detect/train")
+    args = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
+    if not isinstance(args, dict) or args.get("task", "detect") != "detect" or not args.get("data"):
+        raise UserError(f"{folder}/args.yaml is not that of a detection run")
+    return args
+
+
+def _ours(args: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that tell arms apart: ours and the teacher; for plain training there are none."""
+    method = args.get("method")
+    if method in {None, "none", "ultralytics"}:
+        return {}
+    return {key: args[key] for key in KEYS if key in args and key != "method"}
+
+
+def _run(folder: Path, args: dict[str, Any], truth: dict[str, Any], split: str, device: str | None) -> dict[str, Any]:
+    """Return one run with its numbers."""
+    run = empty_run(int(args.get("seed") or 0), folder)
+    record = read_json(folder / "run.json") or {}
+    run |= {key: record[key] for key in RECORDED if key in record and key != "metrics"}
+    times = run["curves"].get("time", [])
+    run["wall_s"] = run["wall_s"] if run["wall_s"] is not None else (times[-1] if times else None)
+    run["epochs_done"] = run["epochs_done"] or len(run["curves"].get("epoch", []))
+    run["shared_machine"] = bool(record.get("shared_machine"))
+    run["pairing"] = json.dumps(
+        {k: v for k, v in sorted(args.items()) if k not in FREE and k not in KEYS}, sort_keys=True, default=str
+    )
+    run["status"] = "done"
+    return run | evaluated(folder, folder / "weights" / "best.pt", truth, split, int(args["imgsz"]), device)
+
+
+def evaluated(
+    folder: Path, weights: Path, truth: dict[str, Any], split: str, imgsz: int, device: str | None
+) -> dict[str, Any]:
+    """Return the metrics of weights from the detections kept in a folder, which are made where they are not there.
+
+    Args:
+        folder (Path): Where predictions.json.gz lies or is written.
+        weights (Path): The weights.
+        truth (dict[str, Any]): Ground truth.
+        split (str): Split of the data.
+        imgsz (int): Image size.
+        device (str, optional): Device as Ultralytics names it.
+    """
+    from yolokd.evaluate import evaluate, score
+
+    digest, data = file_hash(weights), truth["info"]["data"]
+    about = {"weights": str(weights), "weights_sha256": digest, "data": data, "split": split, "imgsz": imgsz}
+    kept = read_json(folder / PREDICTIONS) or {}
+    images = {image["id"] for image in truth["images"]}
+    if all(kept.get(key) == about[key] for key in ("weights_sha256", "split", "imgsz")) and all(
+        detection["image_id"] in images for detection in kept["detections"]
+    ):
+        found = score(truth, kept["detections"], host_ap=kept.get("host_ap"))
+    else:
+        found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, device=device)
+        write_json(folder / PREDICTIONS, {**about, "host_ap": found.host_ap, "detections": found.detections})
+    return {"metrics": found.to_dict(), "weights": str(weights), "weights_sha256": digest}
+
+
+def _teacher(
+    args: Iterable[dict[str, Any]], truth: dict[str, Any], split: str, device: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the teacher that the distilled runs name, evaluated where it is still there."""
+    from yolokd.evaluate import evaluate
+
+    named, sizes = [], []
+    for own in args:
+        if own.get("method") in {"none"}:
+            continue
+        teacher = own.get("teacher") or own.get("distill_model")
+        if teacher:
+            named.append(str(teacher[-1] if isinstance(teacher, list) else teacher))
+            sizes.append(int(own["imgsz"]))
+    teacher = {"path": None, "folder": None, "sha256": None, "metrics": None, "error": None}
+    if not named:
+        return teacher, ["the runs name no teacher"]
+    if len(set(named)) > 1:
+        return teacher, [f"the runs have different teachers: {', '.join(sorted(set(named)))}"]
+    path = Path(named[0])
+    teacher["path"] = str(path)
+    if not path.is_file():
+        return teacher, [f"the teacher {path} is not there any more and was not evaluated"]
+    found = evaluate(path, truth["info"]["data"], split, imgsz=sizes[0], ground_truth=truth, device=device)
+    return {**teacher, "sha256": file_hash(path), "metrics": found.to_dict()}, []

@@ -1,0 +1,99 @@
+"""`yolokd val` with `teacher=` or `baseline=`: several models side by side with the COCO numbers of one split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yolokd.compare_result import Table
+from yolokd.errors import UserError
+from yolokd.results import METRICS
+
+MODELS = ("model", "teacher", "baseline")
+
+
+def side_by_side(
+    models: Mapping[str, str | Path], data: str | Path, split: str = "val", imgsz: int = 640, **settings: Any
+) -> Table:
+    """Evaluate models on a split with pycocotools, on the original images.
+
+    Args:
+        models (Mapping[str, str | Path]): Weights by the name they get in the table.
+        data (str | Path): Dataset yaml.
+        split (str): Split of the yaml.
+        imgsz (int): Longer side of the images that the networks see.
+        **settings (Any): Further arguments of Ultralytics' validation, i.e. `batch`, `device`, `conf` or `iou`.
+
+    Returns:
+        (Table): One row per model: its COCO numbers, the AP by Ultralytics, and the AP of each class as `AP CLASS`.
+
+    Raises:
+        UserError: If the split is missing or a model does not fit the data.
+    """
+    from yolokd.evaluate import coco_ground_truth, evaluate
+
+    single, classes = bool(settings.pop("single_cls", False)), settings.pop("classes", None)
+    truth = coco_ground_truth(data, split, single, classes)
+    rows: list[dict[str, Any]] = []
+    for name, weights in models.items():
+        found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, **settings).to_dict()
+        by_class = {f"AP {label}": value for label, value in found["per_class"].items()}
+        numbers = {key: found[key] for key in METRICS}
+        rows.append({"name": name, "weights": str(weights), **numbers, "host_ap": found["host_ap"], **by_class})
+    return Table(rows, list(rows[0]))
+
+
+def run_words(words: list[str]) -> int:
+    """Run `yolokd val model= teacher= baseline= data= [split=] ...` and return the exit code.
+
+    Args:
+        words (list[str]): Words after the mode.
+
+    Raises:
+        UserError: If something asked for cannot be done.
+    """
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    from yolokd import inputs
+    from yolokd.config import unknown_key
+    from yolokd.errors import DONE
+    from yolokd.grammar import HOST_MISTAKES, parse
+
+    known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None}
+    given = parse(words, known)
+    for key in ("mode", "task"):
+        given.pop(key, None)
+    for key in given:
+        if key not in known:
+            raise UserError(unknown_key(key, known))
+    for key in ("model", "data"):
+        if given.get(key) is None:
+            raise UserError(f"val with teacher= or baseline= needs {key}=, i.e. {key}={EXAMPLES[key]}")
+    named = {key: given.pop(key, None) for key in MODELS}
+    models = {key: inputs.weights(key, value) for key, value in named.items() if value is not None}
+    data, split, imgsz = given.pop("data"), given.pop("split", "val"), given.pop("imgsz", 640)
+    inputs.dataset(data, train=False)
+    try:
+        table = side_by_side(models, data, split, imgsz, **given)
+    except UserError:
+        raise
+    except HOST_MISTAKES as error:
+        raise UserError(inputs.reason(error, lines=2)) from error
+    print(show(table))
+    return DONE
+
+
+EXAMPLES = {"model": "runs/detect/train/weights/best.pt", "data": "path/to/mine.yaml"}
+
+
+def show(table: Table) -> str:
+    """Return models as columns and numbers times 100 as rows, which stays legible with many classes."""
+    from yolokd.info import table as text
+
+    keys = [column for column in table.columns if column not in {"name", "weights"}]
+    cells = [["" if row[key] is None else f"{100 * row[key]:.2f}" for row in table] for key in keys]
+    labels = ["AP by Ultralytics" if key == "host_ap" else key for key in keys]
+    lines = text([["x 100", *table["name"]], *([label, *row] for label, row in zip(labels, cells))])
+    weights = "\n".join(f"{row['name']}: {row['weights']}" for row in table)
+    return f"{lines}\n\n{weights}"
