@@ -54,7 +54,9 @@ def main() -> None:
             good = all(map(math.isfinite, course)) and course[-1] < course[0]
             print(f"{unit:<16} {course[0]:10.4f} -> {course[-1]:10.4f}  {'' if good else 'NOT DECREASING'}", flush=True)
     if out:
-        Path(str(out)).write_text(json.dumps({"arguments": arguments, "terms": found}, indent=1) + "\n", encoding="utf-8")
+        Path(str(out)).write_text(
+            json.dumps({"arguments": arguments, "terms": found}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

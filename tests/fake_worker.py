@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from yolokd.compare_queue import follow_parent
-from yolokd.compare_state import read_json, write_json
+from yolokd.compare.queue import follow_parent
+from yolokd.compare.state import read_json, write_json
 
 folder = Path(sys.argv[1])
 root = folder.parent if folder.name == "teacher" else folder.parents[1]

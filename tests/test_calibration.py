@@ -66,6 +66,15 @@ def test_gains_are_held_after_eight_batches() -> None:
     assert calibration.gains["pkd"] == pytest.approx(0.6)
 
 
+def test_gains_are_said_when_a_window_is_full(said: list[str]) -> None:
+    calibration = GainCalibration({"pkd": 0.3, "cwd": 0.1})
+    for _ in range(BATCHES - 1):
+        measure(calibration, task=2.0, pkd=1.0, cwd=4.0)
+    assert not said
+    measure(calibration, task=2.0, pkd=1.0, cwd=4.0)
+    assert said == ["distillation: gains measured over 8 batches: pkd 0.6, cwd 0.05"]
+
+
 def test_the_second_window_opens_after_the_warmup_and_changes_gains_once() -> None:
     calibration = GainCalibration({"pkd": 0.3})
     for _ in range(BATCHES):

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from tests.tiny import NAMES, save_model, tiny_model
-from yolokd import UserError, cli, compare_worker, config
+from yolokd import UserError, cli, config
 from yolokd.compare import KEYS, _command, _worker, compare
-from yolokd.compare_plan import arm_names, data_hash, devices, differing, make_plan, names, runs_of, seed_list
-from yolokd.compare_plan import train_arguments as checked
-from yolokd.compare_result import CompareResult
-from yolokd.compare_state import read_json, write_json
-from yolokd.compare_trainer import MEASURES, MeasuringTrainer, model_hash
+from yolokd.compare import worker as compare_worker
+from yolokd.compare.plan import arm_names, data_hash, devices, differing, make_plan, names, runs_of, seed_list
+from yolokd.compare.plan import train_arguments as checked
+from yolokd.compare.result import CompareResult
+from yolokd.compare.state import read_json, write_json
+from yolokd.compare.trainer import MEASURES, MeasuringTrainer, model_hash
 from yolokd.grammar import parse
 from yolokd.shapes import draw_dataset
 from yolokd.sidebyside import side_by_side

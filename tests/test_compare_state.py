@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from yolokd.compare_queue import Progress, clock, run_queue
-from yolokd.compare_state import Run, State, locked, read_json, strict, write_json
+from yolokd.compare.queue import Progress, clock, run_queue
+from yolokd.compare.state import Run, State, locked, read_json, strict, write_json
 from yolokd.errors import UserError
 
 ARMS = ("none", "pcd")
@@ -159,8 +159,8 @@ PARENT = """
 import sys
 from pathlib import Path
 from tests.test_compare_state import command, runs
-from yolokd.compare_queue import run_queue
-from yolokd.compare_state import State, locked
+from yolokd.compare.queue import run_queue
+from yolokd.compare.state import State, locked
 root = Path(sys.argv[1])
 with locked(root):
     run_queue(State(root, "abc", runs()), command, 1, epochs=2, poll=0.02)

@@ -20,9 +20,9 @@ from yolokd import config
 from yolokd.cli import main
 from yolokd.errors import UserError
 from yolokd.inspection import inspect, sheets
-from yolokd.inspection_scene import Scene, detect, load_adapters, look
-from yolokd.inspection_sheet import Panel, Sheet
-from yolokd.inspection_views import mask_panel
+from yolokd.inspection.scene import Scene, detect, load_adapters, look
+from yolokd.inspection.sheet import Panel, Sheet
+from yolokd.inspection.views import mask_panel
 from yolokd.losses import LOSSES
 from yolokd.losses.pcd import grouped_divergence
 from yolokd.outputs import read_output

@@ -16,12 +16,10 @@ import pytest
 
 from tests.report_data import CLASSES, made_up_results, write_predictions, write_results
 from yolokd import cli, report
-from yolokd import report_charts as charts
-from yolokd import report_view as view
-from yolokd import report_words as words
 from yolokd.errors import UserError
-from yolokd.report_examples import Truth, find_examples, match
-from yolokd.report_html import TEMPLATES, html, safe_json
+from yolokd.report import charts, view, words
+from yolokd.report.examples import Truth, find_examples, match
+from yolokd.report.html import TEMPLATES, html, safe_json
 
 
 class Page(HTMLParser):
@@ -374,7 +372,7 @@ def test_colours_are_legible_in_light_and_dark():
 
 def test_templates_are_shipped():
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    assert re.search(r'^"?yolokd"? = \["templates/\*"\]$', project, re.M)
+    assert re.search(r'^"yolokd\.report" = \["templates/\*"\]$', project, re.M)
     assert {p.name for p in TEMPLATES.iterdir()} == {"report.html", "report.css", "report.js"}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiny import train, train_plain
 from yolokd import UserError
-from yolokd.compare_state import read_json, write_json
+from yolokd.compare.state import read_json, write_json
 from yolokd.results import from_compare, from_runs
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")

@@ -74,6 +74,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_half_written(
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
+def test_a_reader_of_the_old_file_keeps_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    write_state(path, 0, content(0), IDENTITY)
+    before = path.read_bytes()
+    with path.open("rb") as file:
+        write_state(path, 1, content(1), IDENTITY)
+        assert file.read() == before
+    assert path.read_bytes() != before
+
+
 def test_a_missing_truncated_or_foreign_file_reads_as_none(tmp_path: Path) -> None:
     path = tmp_path / FILE
     assert read_state(path) is None

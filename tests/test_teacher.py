@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import ClassificationModel, SegmentationModel
 from ultralytics.utils.torch_utils import ModelEMA
 
@@ -76,6 +77,16 @@ def test_without_methods_that_read_it_the_head_is_gone(family: str) -> None:
     assert found.branches == {}
     assert same(found, Output(expected.feats))
     assert not list(teacher.model.model[-1].parameters())
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_nothing_is_decoded(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = prepared(tiny_model(family, seed=2))
+    decoded: list[Any] = []
+    monkeypatch.setattr(Detect, "_inference", lambda self, output: decoded.append(output))
+    monkeypatch.setattr(Detect, "postprocess", lambda self, output: decoded.append(output))
+    assert teacher(tiny_batch()["img"]).branches
+    assert not decoded
 
 
 def test_a_fused_end_to_end_teacher_has_its_one_branch() -> None:

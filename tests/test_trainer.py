@@ -705,6 +705,22 @@ def test_the_hosts_options_train(option: str, tmp_path: Path, tiny_data: Path, t
         assert all(parameter.requires_grad for parameter in trainer.criterion.adapters())
 
 
+def test_a_compiled_student_is_distilled(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the backend that needs no C++ compiler and has inductor's graphs."""
+    from ultralytics.engine import trainer as host
+
+    monkeypatch.setattr(host, "attempt_compile", lambda model, **kwargs: torch.compile(model, backend="aot_eager"))
+    trainer = train(
+        tmp_path, tiny_data, method="dfmsd+pcd", teacher=str(tiny_teacher("yolov8n")), epochs=1, compile=True
+    )
+    (row,) = rows(trainer.save_dir)
+    for name in ("train/dfmsd_loss", "kd/dfmsd_gain", "train/pcd_loss", "kd/adapter_grad_norm"):
+        assert row[name] > 0, name
+    assert "criterion" not in load_checkpoint(trainer.best)[0]._modules
+
+
 def test_one_class_from_many(tmp_path: Path, tiny_data: Path) -> None:
     teacher = save_model(tiny_model(names=("item",), seed=2), tmp_path / "teacher.pt")
     trainer = train(tmp_path, tiny_data, single_cls=True, method="pcd", teacher=str(teacher), epochs=1)

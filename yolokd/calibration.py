@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
+LOGGER = logging.getLogger("ultralytics")
 BATCHES = 8
 GRADIENT_SCALE = 1024.0  # keeps small half-precision gradients above the underflow
 
@@ -104,6 +106,8 @@ class GainCalibration:
                 self.gains[unit] = self.shares[unit] * task_sum / unit_sum
         if all(self.sums[unit][2] >= BATCHES for unit in units):
             self.window += 1
+            gains = ", ".join(f"{unit} {self.gains[unit]:.4g}" for unit in units)
+            LOGGER.info(f"distillation: gains measured over {BATCHES} batches: {gains}")
 
     def state(self) -> dict[str, Any]:
         """Return plain values from which `load` continues."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.compare_result import Table
+from yolokd.compare.result import Table
 from yolokd.errors import UserError
 from yolokd.results import METRICS
 

@@ -1,4 +1,4 @@
-"""One run of a comparison in a process of its own: `python -m yolokd.compare_worker RUNFOLDER`."""
+"""One run of a comparison in a process of its own: `python -m yolokd.compare.worker RUNFOLDER`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from yolokd.compare_queue import follow_parent
-from yolokd.compare_state import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
-from yolokd.compare_trainer import MEASURES, MeasuringTrainer
+from yolokd.compare.queue import follow_parent
+from yolokd.compare.state import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
+from yolokd.compare.trainer import MEASURES, MeasuringTrainer
 from yolokd.imagestream import StreamHash
 
 LOGS = {"worker.log", "progress.jsonl", "error.json"}  # what stays where a run begins anew

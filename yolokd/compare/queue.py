@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from yolokd.compare_state import Run, State
+from yolokd.compare.state import Run, State
 from yolokd.errors import INTERRUPTED
 
 POLL = 0.2  # seconds between two looks at the processes

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.compare_plan import (
+from yolokd.compare.plan import (
     DEFAULT_METHODS,
     DEFAULT_SEEDS,
     arm_names,
@@ -20,9 +20,9 @@ from yolokd.compare_plan import (
     seed_list,
     train_arguments,
 )
-from yolokd.compare_queue import Command, run_queue
-from yolokd.compare_result import CompareResult
-from yolokd.compare_state import State, locked, now, read_json, write_json
+from yolokd.compare.queue import Command, run_queue
+from yolokd.compare.result import CompareResult
+from yolokd.compare.state import State, locked, now, read_json, write_json
 from yolokd.errors import UserError
 from yolokd.results import from_compare
 
@@ -251,11 +251,11 @@ def _worker(slots: Sequence[str | None]) -> Command:
     """Return the function that gives the command and the environment of a run's process."""
     cores = os.cpu_count() or 1
     visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(dict.fromkeys([package, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
 
     def command(folder: Path, slot: int) -> tuple[list[str], Mapping[str, str]]:
-        words = [sys.executable, "-m", "yolokd.compare_worker", str(folder), "--follow"]
+        words = [sys.executable, "-m", "yolokd.compare.worker", str(folder), "--follow"]
         environment = {"PYTHONPATH": path.strip(os.pathsep), "PYTHONUNBUFFERED": "1"}
         device = slots[slot]
         if device is not None and device.isdigit():  # the process sees this GPU alone

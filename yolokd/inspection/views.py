@@ -12,8 +12,8 @@ from yolokd.adapters import standardize
 from yolokd.anchors import selected_anchors
 from yolokd.attention import spatial_attention
 from yolokd.binary import binary_distillation
-from yolokd.inspection_scene import Scene
-from yolokd.inspection_sheet import Array, Panel, Ranking, Regions
+from yolokd.inspection.scene import Scene
+from yolokd.inspection.sheet import Array, Panel, Ranking, Regions
 from yolokd.losses.base import DistillLoss
 from yolokd.losses.dfmsd import gap
 from yolokd.losses.mgd import random_mask

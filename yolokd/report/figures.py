@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from yolokd import report_charts as charts
-from yolokd import report_view as view
-from yolokd import report_words as words
+from yolokd.report import charts, view, words
 
 
 def e(value: Any) -> str:

@@ -12,10 +12,10 @@ import torch
 
 from yolokd import config, inputs
 from yolokd.errors import UserError
-from yolokd.inspection_drawing import draw
-from yolokd.inspection_scene import Scene, look
-from yolokd.inspection_sheet import Array, Sheet
-from yolokd.inspection_views import PANELS, common_panels, level_notes, method_notes, rankings, region_views
+from yolokd.inspection.drawing import draw
+from yolokd.inspection.scene import Scene, look
+from yolokd.inspection.sheet import Array, Sheet
+from yolokd.inspection.views import PANELS, common_panels, level_notes, method_notes, rankings, region_views
 from yolokd.rng import preserved_rng
 
 HOST_KEYS = ("model", "source", "imgsz", "name", "project", "exist_ok", "device", "seed", "conf", "rect")

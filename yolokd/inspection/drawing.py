@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from yolokd.inspection_sheet import Array, Panel, Ranking, Regions, Sheet
+from yolokd.inspection.sheet import Array, Panel, Ranking, Regions, Sheet
 
 WIDTH, DPI = 16.0, 100  # inches and dots per inch: 1600 pixels
 MARGIN, COLUMNS, HEAD = 0.3, 4, 0.68  # inches; HEAD is the room for a title of three lines

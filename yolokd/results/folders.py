@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from yolokd.compare_state import file_hash, now, read_json, write_json
+from yolokd.compare.state import file_hash, now, read_json, write_json
 from yolokd.config import KEYS
 from yolokd.errors import UserError
 from yolokd.results import PREDICTIONS, WEIGHTS, data_summary
-from yolokd.results_run import RECORDED, empty_run
+from yolokd.results.run import RECORDED, empty_run
 
 # What two runs of a pair may differ in: where and how they ran, and what the comparison is about.
 FREE = {

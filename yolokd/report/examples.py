@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolokd import report_view as view
+from yolokd.report import view
 
 IOU, CONFIDENCE = 0.5, 0.25
 SIDE, QUALITY = 340, 80  # longer side in pixels and JPEG quality of a thumbnail

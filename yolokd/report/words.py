@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yolokd import report_view as view
+from yolokd.report import view
 
 HOW_TO_READ = (
     "AP is COCO's average precision over IoU thresholds 0.50 to 0.95, times 100, computed by pycocotools on the "

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd import report_view as view
-from yolokd import report_words as words
-from yolokd.compare_state import SCHEMA, write_json
+from yolokd.compare.state import SCHEMA, write_json
 from yolokd.errors import UserError
+from yolokd.report import view, words
 
 NAME = "results.json"
 
@@ -53,8 +52,8 @@ def write_report(folder: str | Path) -> list[Path]:
     Raises:
         UserError: If there is no usable results.json.
     """
-    from yolokd.report_examples import find_examples
-    from yolokd.report_html import html
+    from yolokd.report.examples import find_examples
+    from yolokd.report.html import html
 
     folder = Path(folder)
     results = read_results(folder)

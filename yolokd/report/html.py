@@ -12,12 +12,9 @@ from string import Template
 from typing import Any
 
 from yolokd import __version__
-from yolokd import report_charts as charts
-from yolokd import report_figures as figures
-from yolokd import report_view as view
-from yolokd import report_words as words
-from yolokd.report_examples import Example, Examples
-from yolokd.report_figures import e, named, section
+from yolokd.report import charts, figures, view, words
+from yolokd.report.examples import Example, Examples
+from yolokd.report.figures import e, named, section
 
 TEMPLATES = Path(__file__).parent / "templates"
 TALL = 25  # rows above which a table scrolls by itself

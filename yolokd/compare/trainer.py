@@ -14,7 +14,7 @@ import torch
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd.compare_state import read_json, write_json
+from yolokd.compare.state import read_json, write_json
 from yolokd.imagestream import StreamHash
 from yolokd.trainer import DistillationTrainer
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from yolokd.bootstrap import Bootstrap
-from yolokd.compare_state import SCHEMA, now, read_json, read_record, strict
-from yolokd.results_run import compared_run
+from yolokd.compare.state import SCHEMA, now, read_json, read_record, strict
+from yolokd.results.run import compared_run
 from yolokd.statistics import adjust, gap_closed, paired, verdict_sentence
 
 PREDICTIONS = "predictions.json.gz"
@@ -79,7 +79,7 @@ def from_runs(folders: Sequence[str | Path], split: str = "val", device: str | N
     paths = [Path(folder) for folder in folders]
     if len(paths) == 1 and (paths[0] / "plan.json").is_file():
         return from_compare(paths[0].resolve())
-    from yolokd.results_folders import collect
+    from yolokd.results.folders import collect
 
     head, teacher, arms, truth, notes = collect(paths, split, device)
     return assemble(head, teacher, arms, _bootstrapper(truth, Path()), notes)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.compare_state import SCHEMA, Run, file_hash, now, strict
+from yolokd.compare.state import SCHEMA, Run, file_hash, now, strict
 from yolokd.errors import UserError
 
 CONTROLS = ("none", "ultralytics")

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 from yolokd import config, inputs
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.inspection_sheet import Array
+from yolokd.inspection.sheet import Array
 from yolokd.outputs import View, read_output
 from yolokd.pairing import build_criterion, match_classes
 from yolokd.state import FILE, read_state
