@@ -17,7 +17,7 @@ import pytest
 from tests.report_data import CLASSES, made_up_results, write_predictions, write_results
 from yolokd import cli, report
 from yolokd.errors import UserError
-from yolokd.report import charts, view, words
+from yolokd.report import charts, traces, view, words
 from yolokd.report.examples import Truth, find_examples, match
 from yolokd.report.html import TEMPLATES, html, safe_json
 
@@ -136,8 +136,8 @@ def test_what_is_no_number_is_a_dash():
 
 
 def test_class_rows_are_paired_by_seed(results):
-    rows = {row[0]: row for row in view.class_rows(results)}
-    assert [r[0] for r in view.class_rows(results)] == ["RBC", "Platelets", "WBC", CLASSES[3], CLASSES[4]]
+    rows = {row[0]: row for row in traces.class_rows(results)}
+    assert [r[0] for r in traces.class_rows(results)] == ["RBC", "Platelets", "WBC", CLASSES[3], CLASSES[4]]
     none, pcd = results["arms"][0]["runs"], results["arms"][3]["runs"]
     wanted = [pcd[i]["metrics"]["per_class"]["WBC"] - none[i]["metrics"]["per_class"]["WBC"] for i in (0, 1)]
     assert rows["WBC"][3]["pcd"] == pytest.approx(wanted)  # the third seed failed
@@ -151,10 +151,10 @@ def test_curves_are_the_mean_and_range_over_seeds_that_did_not_fail():
         {"seed": 2, "status": "failed", "curves": {"epoch": [1.0], "kd/x": [100.0]}},
     ]
     arm = {"name": "a", "runs": runs}
-    assert view.curve(arm, "kd/x") == [(1.0, 2.0, 1.0, 3.0), (2.0, 2.0, 2.0, 2.0), (3.0, 5.0, 5.0, 5.0)]
-    assert view.curve(arm, "kd/y") == []
+    assert traces.curve(arm, "kd/x") == [(1.0, 2.0, 1.0, 3.0), (2.0, 2.0, 2.0, 2.0), (3.0, 5.0, 5.0, 5.0)]
+    assert traces.curve(arm, "kd/y") == []
     control = {"name": "none", "runs": [{"seed": 1, "status": "done", "curves": {"epoch": [1.0], "kd/x": [2.5]}}]}
-    assert view.curve(arm, "kd/x", control) == [(1.0, 0.5, 0.5, 0.5)]
+    assert traces.curve(arm, "kd/x", control) == [(1.0, 0.5, 0.5, 0.5)]
 
 
 def test_pairs_that_saw_different_images_are_left_out_everywhere(with_images):
@@ -162,16 +162,16 @@ def test_pairs_that_saw_different_images_are_left_out_everywhere(with_images):
     other = json.loads(json.dumps(results))
     other["arms"][2]["runs"][1]["stream_hash"] = "another"
     plain, arm = other["arms"][0], other["arms"][2]
-    assert len(view.paired_differences(arm, plain, "ap")) == 2
-    assert len(view.paired_differences(arm, plain, "WBC", "per_class")) == 2
+    assert len(traces.paired_differences(arm, plain, "ap")) == 2
+    assert len(traces.paired_differences(arm, plain, "WBC", "per_class")) == 2
     assert next(t.seeds for t in find_examples(folder, other).tallies if t.arm == "dfmsd") == 2
-    values = [view.by_epoch(run, view.EPOCH_AP)[20.0] for a in (arm, plain) for run in a["runs"]]
+    values = [traces.by_epoch(run, view.EPOCH_AP)[20.0] for a in (arm, plain) for run in a["runs"]]
     wanted = sorted([values[0] - values[3], values[2] - values[5]])
-    assert view.curve(arm, view.EPOCH_AP, plain)[-1][2:] == pytest.approx(wanted)
+    assert traces.curve(arm, view.EPOCH_AP, plain)[-1][2:] == pytest.approx(wanted)
 
 
 def test_terms_are_those_of_distillation_and_each_is_shown_once(results):
-    assert view.term_columns(results) == ["train/dis_loss", "kd/dfmsd", "kd/pcd"]
+    assert traces.term_columns(results) == ["train/dis_loss", "kd/dfmsd", "kd/pcd"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.03, 0.047), (-3, 61), (5, 5), (0, 0), (-1e-9, 1e-9), (1e5, 3e6)])

@@ -10,7 +10,7 @@ from typing import Any
 
 from yolokd.compare.state import SCHEMA, write_json
 from yolokd.errors import UserError
-from yolokd.report import view, words
+from yolokd.report import traces, view, words
 
 NAME = "results.json"
 
@@ -145,7 +145,7 @@ def markdown(results: view.Results) -> str:
         lines += [f"- {md(sentence)}" for sentence in said] or [f"- {md(arm['name'])}: {view.verdict(arm)}."]
     lines += ["", "## Checks", "", *(f"- {text}: {answer}." for text, answer in words.check_rows(results))]
     lines += [f"- {md(note)}" for note in words.notes(results)]
-    if classes := view.class_rows(results):
+    if classes := traces.class_rows(results):
         tried = [arm["name"] for arm in view.distilled(results)]
         rows = []
         for name, objects, base, by_arm in classes:
@@ -153,7 +153,7 @@ def markdown(results: view.Results) -> str:
             rows.append([name, str(view.NONE if objects is None else objects), view.points(base), *cells])
         lines += ["", "## Difference to plain training by class", ""]
         lines += table(["Class", "Objects", "AP of none", *tried], rows)
-    lines += ["", "## Runs", "", *table(view.RUN_HEADINGS, view.run_rows(results))]
+    lines += ["", "## Runs", "", *table(traces.RUN_HEADINGS, traces.run_rows(results))]
     lines += ["", "## How to read this", "", *(f"- {text}" for text in words.HOW_TO_READ)]
     lines += ["", "## Environment", ""]
     lines += [f"- {md(key)}: {md(value)}" for key, value in (results.get("environment") or {}).items()]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from yolokd.report import charts, view, words
+from yolokd.report import charts, traces, view, words
 
 
 def e(value: Any) -> str:
@@ -43,7 +43,7 @@ def _line_figure(
     colours = view.colours(results)
     series = []
     for arm in view.arms(results):
-        points = [] if arm is control else view.curve(arm, column, control)
+        points = [] if arm is control else traces.curve(arm, column, control)
         if points:
             scaled = [(x, scale * y, scale * low, scale * high) for x, y, low, high in points]
             series.append(charts.Series(arm["name"], colours[arm["name"]], scaled))
@@ -87,7 +87,7 @@ def curves(results: view.Results, drawn: dict[str, Any]) -> str:
 def terms(results: view.Results, drawn: dict[str, Any]) -> str:
     """Return the distillation terms over the epochs."""
     figures, shown = [], []
-    for column in view.term_columns(results):
+    for column in traces.term_columns(results):
         figure, arms = _line_figure(results, drawn, column, column.split("/", 1)[-1], "mean over the epoch")
         figures.append(figure)
         shown += arms
@@ -123,7 +123,7 @@ def sizes(results: view.Results) -> str:
         assert plain is not None
         points = []
         for i, (key, _) in enumerate(groups):
-            if found := view.paired_differences(arm, plain, key):
+            if found := traces.paired_differences(arm, plain, key):
                 ends = (100 * min(found), 100 * max(found))
                 points.append((float(i), 100 * sum(found) / len(found), *ends))
         if points:

@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from yolokd import __version__
-from yolokd.report import charts, figures, view, words
+from yolokd.report import charts, figures, traces, view, words
 from yolokd.report.examples import Example, Examples
 from yolokd.report.figures import e, named, section
 
@@ -156,7 +156,7 @@ def _shows(results: view.Results) -> str:
 
 def _classes(results: view.Results) -> str:
     """Return the difference to plain training per class."""
-    rows = view.class_rows(results)
+    rows = traces.class_rows(results)
     tried = [arm["name"] for arm in view.distilled(results) if view.done(arm)]
     if not rows or not tried:
         return ""
@@ -248,10 +248,10 @@ def _runs(results: view.Results) -> str:
     """Return all runs, with their errors."""
     texts = {"Seed", "Arm", "State", "Folder"}
     head = "".join(
-        f'<th scope="col"{" class=text" if word in texts else ""}>{e(word)}</th>' for word in view.RUN_HEADINGS
+        f'<th scope="col"{" class=text" if word in texts else ""}>{e(word)}</th>' for word in traces.RUN_HEADINGS
     )
     body = []
-    for seed, name, state, *numbers, folder in view.run_rows(results):
+    for seed, name, state, *numbers, folder in traces.run_rows(results):
         cells = "".join(f"<td>{e(cell)}</td>" for cell in numbers)
         body.append(
             f'<tr><th scope="row">{e(seed)}</th><td class="text">{named(name)}</td>'
