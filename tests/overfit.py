@@ -1,4 +1,4 @@
-"""A small learnable task on which a feature term has to fall: fixed smooth teacher maps, student maps from one conv."""
+"""A small learnable task on which a feature term has to fall: 8 smooth teacher maps, student maps from one conv."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from tests.loss_contract import random_taps, random_targets
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair
 
+IMAGES = 8
 SIZES = [(12, 12), (6, 6)]
 
 
 def overfit(loss: type[DistillLoss], steps: int = 60, lr: float = 0.02, **options: Any) -> tuple[float, float]:
-    """Train a student of one convolution per level, its logits and the method's parameters on one fixed batch.
+    """Train a student of one convolution per level, its logits and the method's parameters on one batch of 8 images.
 
     Args:
         loss (type[DistillLoss]): The method.
@@ -30,8 +31,8 @@ def overfit(loss: type[DistillLoss], steps: int = 60, lr: float = 0.02, **option
     """
     torch.manual_seed(0)
     pair = Pair(student_channels=(6, 8), teacher_channels=(8, 12), strides=(8, 16), num_classes=3)
-    student, teacher = random_taps(pair, sizes=SIZES)
-    image = F.interpolate(torch.randn(2, 4, 4, 4), size=SIZES[0], mode="bilinear")
+    student, teacher = random_taps(pair, batch=IMAGES, sizes=SIZES)
+    image = F.interpolate(torch.randn(IMAGES, 4, 4, 4), size=SIZES[0], mode="bilinear")
     images = [F.interpolate(image, size=size, mode="bilinear") for size in SIZES]
     with torch.no_grad():
         maps = [nn.Conv2d(4, channels, 3, padding=1)(x) for channels, x in zip(pair.teacher_channels, images)]

@@ -144,9 +144,13 @@ def test_interrupt_stops_the_processes_and_leaves_their_runs_pending(tmp_path: P
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_queue(state, command, 1, epochs=2, stream=stream, poll=0.02)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_queue(state, command, 1, epochs=2, stream=stream, poll=0.02)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert (tmp_path / "seed0/pcd/stopped").exists()
     assert list(statuses(tmp_path).values()) == ["done", "pending", "pending", "pending"]

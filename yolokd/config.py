@@ -15,6 +15,7 @@ import yaml
 
 from yolokd.errors import UserError
 from yolokd.keys import Key
+from yolokd.schedule import Stages
 
 
 def _folder() -> Path:
@@ -195,7 +196,7 @@ def validate(args: Mapping[str, Any]) -> None:
             f"kd_stop={args['kd_stop']} comes before the end of the ramp, kd_warmup={args['kd_warmup']}; "
             f"set kd_stop above it, i.e. kd_stop=1.0"
         )
-    _check_stages(args["dfmsd_stages"], max(len(given), 1) if "dfmsd" in chosen else 0)
+    _check_stages(args["dfmsd_stages"], max(len(given), 1) if "dfmsd" in chosen else 0, args.get("epochs"))
 
 
 def _file(weights: Any) -> Path:
@@ -258,10 +259,21 @@ def _check_gains(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
             )
 
 
-def _check_stages(points: Any, count: int) -> None:
+def _check_stages(points: Any, count: int, epochs: int | None) -> None:
     """Check dfmsd's switching points for a number of teachers; 0 means that dfmsd does not run."""
-    if points == "auto":
-        return
+    if points != "auto":
+        _check_points(points, count)
+    if count > 1 and epochs:
+        starts = Stages.parse(points, count).starts(epochs)
+        if any(first >= last for first, last in zip(starts, [*starts[1:], epochs])):
+            raise UserError(
+                f"epochs={epochs} leaves one of the {count} teachers without an epoch, since the stages would begin "
+                f"after {', '.join(map(str, starts))} epochs; train longer, or give fewer teachers"
+            )
+
+
+def _check_points(points: list[float], count: int) -> None:
+    """Check switching points given as numbers."""
     shown = f"dfmsd_stages=[{','.join(f'{point:g}' for point in points)}]"
     if any(not 0 < point < 1 for point in points) or any(a >= b for a, b in zip(points, points[1:])):
         raise UserError(f"{shown} must rise and lie between 0 and 1, i.e. dfmsd_stages=[0.3,0.7]")

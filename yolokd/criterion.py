@@ -181,7 +181,9 @@ class DistillationLoss(nn.Module):
         if self.head is not None:
             feats, preds = replayed(self.head, feats)
             task = self.base(preds, batch)[0].sum() / batch["img"].shape[0]
+            self.methods.eval()  # queues and random streams have moved on with this batch already
             units = self._units(read_output(preds), batch)
+            self.methods.train()
         bare = {unit: term for unit, (_, term, _) in units.items()}
         self.calibration.measure(task, bare, [feats[index] for index in learning])
 

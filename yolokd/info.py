@@ -12,6 +12,14 @@ from importlib.metadata import PackageNotFoundError, requires, version
 SUPPORTED = {"ultralytics": ">=8.4.80,<9", "torch": ">=2.5"}  # the ranges in pyproject.toml
 PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "scipy", "pycocotools", "onnx", "onnxruntime", "onnxslim")
 IMAGE_SIZE = 320  # for the cost of a method
+LEFT_OUT = {  # name: signal, paper, what the paper states, why we have it not
+    "freekd": (
+        "features",
+        "Zhang et al. 2024, arXiv 2311.12079",
+        "wavelet bands of the maps, masked by prompts that the teacher learns beforehand (public code)",
+        "not offered: the prompts need a training of their own before the student's",
+    )
+}
 STUDENT_STEP = 3 * 8.7e9 * (IMAGE_SIZE / 640) ** 2  # FLOPs of yolov8n forward (8.7 G at 640) and backward (twice that)
 
 
@@ -108,8 +116,13 @@ def methods_text() -> str:
         f"parameters: trainable ones that exist during training only, for yolov8n <- yolov8s on 80 classes.\n"
         f"cost: arithmetic of a training step beside yolov8n's own, counted at {IMAGE_SIZE} pixels; the teacher's "
         f"forward comes on top, once for all methods.\n\n"
-        "What the paper states, and what is our reading:\n" + "\n".join(notes)
+        "What the paper states, and what is our reading:\n" + "\n".join([*notes, *_left_out()])
     )
+
+
+def _left_out() -> list[str]:
+    """Return the lines of methods that one may look for and that are not there."""
+    return [f"{name} ({paper})\n  paper: {states}\n  {why}" for name, (_, paper, states, why) in LEFT_OUT.items()]
 
 
 def methods_markdown() -> str:
@@ -120,6 +133,8 @@ def methods_markdown() -> str:
     for name, loss in LOSSES.items():
         head = head_lines(name)
         rows.append(f"| `{name}` | {loss.signal} | {loss.paper} | {head['Paper']} | {head['Ours']} |")
+    for name, (signal, paper, states, why) in LEFT_OUT.items():
+        rows.append(f"| {name} | {signal} | {paper} | {states} | {why} |")
     return "\n".join(rows)
 
 

@@ -188,13 +188,13 @@ def test_student_feature_is_the_mean_of_the_region() -> None:
 
 def test_overfits_and_does_not_collapse() -> None:
     pair = random_pair()
-    student, teacher = random_taps(pair)
+    student, teacher = random_taps(pair, batch=8)
     student = leaves(student)
     targets = random_targets(student)
     module = CKDLoss(pair, regions=16, dim=16, queue=0)
     before, after = fit(module, student, teacher, targets)
     assert after < 0.5 * before, (before, after)
-    assert after < 0.5 * math.log(32), "no better than equal vectors everywhere"
+    assert after < 0.5 * math.log(8 * 16), "no better than equal vectors everywhere"
 
 
 def rank_keys(rank: int) -> torch.Tensor:

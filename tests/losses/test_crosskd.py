@@ -119,6 +119,6 @@ def test_missing_towers_and_nothing_to_distil_are_refused() -> None:
 @pytest.mark.parametrize("gains", [{"cls": 0.0}, {"box": 0.0}], ids=["box", "cls"])
 def test_overfits(gains: dict) -> None:
     pair = random_pair()
-    student, teacher = random_taps(pair)
+    student, teacher = random_taps(pair, batch=8)
     before, after = fit(CrossKDLoss(pair, **gains), leaves(student), teacher, random_targets(student))
     assert after < 0.5 * before, (before, after)

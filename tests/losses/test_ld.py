@@ -82,6 +82,6 @@ def test_no_positives_is_a_connected_zero() -> None:
 
 def test_overfits() -> None:
     pair = random_pair()
-    student, teacher = random_taps(pair)
+    student, teacher = random_taps(pair, batch=8)
     before, after = fit(LDLoss(pair), leaves(student), teacher, random_targets(student))
     assert after < 0.5 * before, (before, after)

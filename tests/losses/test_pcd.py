@@ -125,6 +125,27 @@ def test_gradient_leaves_rank_and_factor_constant() -> None:
     torch.testing.assert_close(student.grad, factor[:, None] * 4 * (q - p))
 
 
+def test_gradcheck_of_all_stages_with_rank_and_factor_held() -> None:
+    student, teacher = draw(1, 7)
+    order = (teacher - student).abs()[0].argsort(descending=True)
+    groups = [group for count in (3, 2, 1) for group in order.split(block_sizes(7, count))]
+
+    def distributions(z: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (teacher[0, group] / 4).softmax(-1), (z[0, group] / 4).softmax(-1)
+
+    factors = [1 - torch.cosine_similarity(*distributions(student, group), dim=-1) for group in groups]
+
+    def held(z: torch.Tensor) -> torch.Tensor:
+        pairs = [distributions(z, group) for group in groups]
+        return sum(factor * 16 * (p * (p / q).log()).sum() for factor, (p, q) in zip(factors, pairs))
+
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(held, student)
+    (expected,) = torch.autograd.grad(held(student), student)
+    (found,) = torch.autograd.grad(grouped_divergence(student, teacher, [3, 2, 1], 4.0).sum(), student)
+    torch.testing.assert_close(found, expected)
+
+
 def test_zero_at_identity_for_every_grouping() -> None:
     student, _ = draw(4, 9)
     assert grouped_divergence(student, student.clone(), [1, 2, 3, 4], 4.0).abs().max().item() < 1e-12
@@ -206,6 +227,6 @@ def test_wrong_options(options: dict, message: str) -> None:
 @pytest.mark.parametrize("gains", [{"binary": 0.0}, {"grouped": 0.0}], ids=["grouped", "binary"])
 def test_overfits(gains: dict) -> None:
     pair = random_pair(num_classes=6)
-    student, teacher = random_taps(pair)
+    student, teacher = random_taps(pair, batch=8)
     before, after = fit(PCDLoss(pair, **gains), leaves(student), teacher, random_targets(student))
     assert after < 0.5 * before, (before, after)

@@ -147,7 +147,7 @@ def test_zero_at_identity_on_one_level() -> None:
 
 def test_overfits() -> None:
     pair = random_pair()
-    student, teacher = random_taps(pair)
+    student, teacher = random_taps(pair, batch=8)
     module = SGFILoss(pair, regions=16)
     before, after = fit(module, leaves(student), teacher, random_targets(student))
     assert after < 0.5 * before, (before, after)

@@ -68,6 +68,6 @@ def test_one_class_is_refused() -> None:
 
 def test_overfits() -> None:
     pair = random_pair()
-    student, teacher = random_taps(pair)
+    student, teacher = random_taps(pair, batch=8)
     before, after = fit(SoftKDLoss(pair), leaves(student), teacher, random_targets(student))
     assert after < 0.5 * before, (before, after)

@@ -95,7 +95,8 @@ def gathered(keys: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, tor
 class CKDLoss(DistillLoss):
     """Contrastive distillation, the relation part of G-DetKD.
 
-    Yao et al. 2021, arXiv 2108.07482. From the paper: student and teacher feature of one region are a positive pair;
+    Yao et al. 2021, arXiv 2108.07482. The paper states (abstract): contrastive distillation of the relations between
+    regions. Its equations are known to us second-hand: student and teacher feature of one region are a positive pair;
     the teacher's features of other regions and of a memory queue filled by all processes are negatives, except regions
     that overlap this one; a shared projection, cosine similarity, temperature, InfoNCE.
 

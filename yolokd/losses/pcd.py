@@ -72,8 +72,9 @@ def grouped_divergence(
 class PCDLoss(DistillLoss):
     """Progressive class-level distillation on the class logits of selected anchors, beside a binary term on all.
 
-    Li et al. 2025, arXiv 2505.24310. From the paper: classes ranked by the logit difference, S stages from fine to
-    coarse groups and S back, in each group a softmax divergence weighted by one minus the cosine. Stage i of the first
+    Li et al. 2025, arXiv 2505.24310. The paper states (abstract): classes ranked by the logit difference, stages from
+    fine to coarse groups and back, logits aligned within the groups. Its formulas are known to us second-hand: S stages
+    in each direction, in each group a softmax divergence weighted by one minus the cosine. Stage i of the first
     direction has the groups of stage S - i + 1 of the second, so with all stages at every step one direction counts
     twice. The released code (classification only) neither ranks nor divides the classes and is not followed.
 

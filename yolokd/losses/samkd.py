@@ -104,6 +104,7 @@ class SAMKDLoss(DistillLoss):
     (ECCV 2022).
 
     Our reading, not the paper's words:
+        - attention in FGD's form on the raw teacher map's |F|, scaled to unit deviation in each image;
         - grids 1, 2, 4, independent of each other and averaged; a grid is kept where its cells are at least 5x5, and
           each cell masks the same share of its positions, those of highest spatial attention. The channel mask is of
           the whole map and shared by the grids;

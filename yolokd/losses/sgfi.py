@@ -76,7 +76,8 @@ class Embedding(nn.Sequential):
 class SGFILoss(DistillLoss):
     """Semantic-guided feature imitation, the region part of G-DetKD.
 
-    Yao et al. 2021, arXiv 2108.07482. From the paper: a region's teacher feature T comes from one level, its student
+    Yao et al. 2021, arXiv 2108.07482. The paper states (abstract): soft matching of feature pairs over all pyramid
+    levels. Its equations are known to us second-hand: a region's teacher feature T comes from one level, its student
     features S_l from every level l; `alpha = softmax_l(f_embed(f_adap(S_l)) . f_embed(T) / tau)` with f_embed shared by
     both sides and tau learned; the term is the mean over the regions of `MSE(sum_l alpha_l f_adap(S_l), T)`.
 
