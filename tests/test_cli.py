@@ -292,6 +292,8 @@ def test_an_interrupted_training_says_how_to_go_on(files, started, monkeypatch, 
     words = command("train model={student} teacher={teacher} data={data}", files)
     assert cli.main(words) == 130
     assert "before a first epoch" in capsys.readouterr().err
+    assert cli.main([*words, "teacher_epochs=5"]) == 130
+    assert "the same command goes on where the teacher's run stopped" in capsys.readouterr().err
     last.touch()
     assert cli.main(words) == 130
     assert f"yolokd train resume model={last}" in capsys.readouterr().err
@@ -402,8 +404,9 @@ def test_demo_takes_its_parameters_as_keys(monkeypatch, capsys):
     seen = []
     fake = ModuleType("yolokd.demo")
 
-    def run_demo(epochs: int = 10, seed: int = 0, share: float = 0.5, quick: bool = False, folder: Any = None) -> None:
+    def run_demo(epochs: int = 10, seed: int = 0, share: float = 0.5, quick: bool = False, folder: Any = None) -> int:
         seen.append((epochs, seed, share, quick, folder))
+        return 0
 
     fake.run_demo = run_demo  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "yolokd.demo", fake)
@@ -433,6 +436,7 @@ def test_methods_tells_of_each_what_is_ours(capsys):
     for name, loss in LOSSES.items():
         row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
         assert loss.paper in row and loss.signal in row
+    assert "freekd (Zhang et al. 2024, arXiv 2311.12079)" in text and "not offered: the prompts need a training" in text
     assert "gdetkd = sgfi+ckd" in text and text.count("  ours: ") == len(LOSSES)
     parameters = {line.split()[0]: line.split()[2] for line in text.splitlines() if "arXiv" in line}
     # 1x1 convolutions: 64*128 + 128*256 + 256*512, without bias, which the standardisation would remove

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,30 @@ def test_an_interrupted_run_is_resumed_by_the_command_that_it_prints(words, tmp_
     assert cli.main(printed[1].split()) == 0
     found = rows(tmp_path / "runs" / "kd")
     assert [row["epoch"] for row in found] == ["1", "2"] and float(found[1]["train/pkd_loss"]) > 0
+
+
+def test_a_full_disk_leaves_the_checkpoints_of_the_last_whole_epoch(words, tmp_path, monkeypatch, capsys):
+    """The host writes last.pt in place; ours is put there when it is whole."""
+    from ultralytics.nn.tasks import load_checkpoint
+
+    write, run = Path.write_bytes, tmp_path / "runs" / "kd"
+
+    def full(self: Path, content: bytes) -> int:
+        if self.name == "last.pt" and len(rows(run)) == 2:
+            write(self, content[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert cli.main([*words, "method=pkd"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2].startswith("yolokd: failed: no space left on the disk") and "Traceback" not in said
+    weights = sorted(path.name for path in (run / "weights").iterdir())
+    assert weights == ["best.pt", "kd_state.pt", "last.pt"]
+    assert [load_checkpoint(run / "weights" / name)[1]["epoch"] for name in ("best.pt", "last.pt")] == [0, 0]
+    assert cli.main(["train", "resume", f"model={run / 'weights' / 'last.pt'}"]) == 0
+    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
 
 
 @pytest.mark.parametrize("wrong", ["device=99", "optimizer=Unheard", "imgsz=big", "kd_levels=[64]", "method=ld+zz"])

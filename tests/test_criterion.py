@@ -240,6 +240,19 @@ def test_only_the_teacher_of_the_current_stage_runs() -> None:
     assert seen == [(0, 1, 0), (0, 2, 0), (0, 3, 0), (1, 3, 1), (1, 3, 2), (1, 3, 3)]
 
 
+def test_one_teacher_keeps_its_adapters_through_the_stages_and_the_enhancement_begins() -> None:
+    model, criterion = tiny_criterion("dfmsd", kd_decay="constant", epochs=10)
+    (module,) = criterion.methods["dfmsd"]
+    seen = []
+    for epoch, step in ((4, 2), (5, 0)):
+        criterion.clock.epoch, criterion.clock.step = epoch, step
+        model.zero_grad()
+        model(tiny_batch())[0].sum().backward()
+        moved = all(bool(p.grad.any()) for p in module.adapters.parameters())
+        seen.append((criterion.stage, criterion.factor, module.active_gamma(), moved))
+    assert seen == [(0, 1.0, 0.0, True), (1, 1.0, 1.0, True)]
+
+
 def test_methods_are_told_stage_and_progress() -> None:
     model, criterion = tiny_criterion("dfmsd", epochs=10)
     criterion.clock.epoch, criterion.clock.step, criterion.clock.steps = 7, 1, 2

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from ultralytics import YOLO
 
 from tests.tiny import save_model, tiny_model
+from yolokd.cli import main
 from yolokd.errors import UserError
 from yolokd.export import CONF, check_export, export_and_check
 from yolokd.parity import difference, matched_difference, ordered_difference, partnered
@@ -77,21 +78,40 @@ def test_nms_built_into_the_file_agrees_with_nms_after_the_weights(exported: Exp
     assert parity.conf == 0.4 and parity.detections_onnx > 5
 
 
+def test_nms_built_into_the_file_with_nothing_to_compare_is_said(tmp_path: Path) -> None:
+    source = save_model(tiny_model("yolov8n", trained=False), tmp_path / "unsure.pt")
+    _, parity = export_and_check(source, {"format": "onnx", "imgsz": IMGSZ, "nms": True})
+    assert parity is not None
+    assert parity.detections_torch == parity.detections_onnx == 0
+    assert "nothing to compare" in parity.summary() and "agrees" not in parity.summary()
+
+
 @pytest.mark.parametrize(
     "overrides",
-    [{"imgsz": (64, 96)}, {"dynamic": True}, {"batch": 3}, {"dynamic": True, "batch": 2, "imgsz": (96, 64)}],
+    [
+        {"imgsz": (64, 96)},
+        {"dynamic": True, "opset": 13},
+        {"batch": 3, "simplify": False},
+        {"dynamic": True, "batch": 2, "imgsz": (96, 64)},
+    ],
     ids=str,
 )
 def test_rectangles_batches_and_dynamic_shapes(overrides: dict[str, Any], exported: Exported) -> None:
-    *_, parity = exported("yolov8n", **overrides)
+    _, path, parity = exported("yolov8n", **overrides)
+    if "opset" in overrides:
+        assert onnx.load(path).opset_import[0].version == overrides["opset"]
     assert parity.ok and parity.detections_torch > 10, parity.summary()
     least = 9 if overrides.get("batch") == 3 else 8  # whole batches of 3
     assert parity.inputs >= (2 * least if overrides.get("dynamic") else least)  # dynamic: at two sizes
 
 
-@pytest.mark.parametrize("family, overrides", [("yolov8n", {}), ("yolov10n", {"nms": False})], ids=["raw", "end2end"])
+@pytest.mark.parametrize(
+    "family, overrides",
+    [("yolov8n", {"quantize": 16}), ("yolov8n", {"half": True}), ("yolov10n", {"quantize": 16, "nms": False})],
+    ids=["raw", "raw, by the old key", "end2end"],
+)
 def test_half_precision_has_its_own_tolerance(family: str, overrides: dict[str, Any], exported: Exported) -> None:
-    *_, parity = exported(family, quantize=16, **overrides)
+    *_, parity = exported(family, **overrides)
     assert parity.bits == 16 and parity.tolerance > 1e-3
     assert parity.ok, parity.summary()
     assert parity.max_rel > 1e-4  # it is coarser indeed: the float32 tolerance is not for it
@@ -109,6 +129,20 @@ def test_changed_weights_in_the_file_are_seen(
     changed = check_export(source, tmp_path / "changed.onnx", conf=overrides.get("conf", CONF))
     assert not changed.ok and changed.max_rel > changed.tolerance
     assert "DIFFERS" in changed.summary()
+
+
+def test_the_command_fails_where_the_file_is_not_its_weights(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, path, _ = exported("yolov8n")
+    tamper(path, tmp_path / "changed.onnx", (3, 3), 0.02)
+    words = ["export", f"model={source}", "format=onnx", f"imgsz={IMGSZ}"]
+    monkeypatch.setattr(YOLO, "export", lambda self, **overrides: str(path))
+    assert main(words) == 0
+    assert "agrees with its weights" in capsys.readouterr().out
+    monkeypatch.setattr(YOLO, "export", lambda self, **overrides: str(tmp_path / "changed.onnx"))
+    assert main(words) == 1
+    assert "DIFFERS from its weights" in capsys.readouterr().out
 
 
 def test_a_small_change_of_one_class_bias_is_seen(exported: Exported, tmp_path: Path) -> None:

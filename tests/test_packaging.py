@@ -256,6 +256,20 @@ def test_no_file_names_a_folder_or_a_host_of_one_machine():
     assert not found, "\n".join(found)
 
 
+def test_the_loss_of_the_readme_runs_on_plain_tensors() -> None:
+    import torch
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = next(part for part in readme.split("```python\n") if "PKDLoss" in part.split("```")[0]).split("```")[0]
+    maps = {
+        f"{side}_maps": [torch.randn(2, width * channels, size, size) for channels, size in ((64, 8), (128, 4))]
+        for side, width in (("student", 1), ("teacher", 2))
+    }
+    names = dict(maps)
+    exec(code, names)
+    assert 0 < float(names["value"].detach()) < 2
+
+
 def test_the_methods_table_of_the_readme_is_the_generated_one() -> None:
     from yolokd.info import methods_markdown
 

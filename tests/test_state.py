@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -62,11 +62,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_half_written(
 ) -> None:
     write_state(tmp_path / FILE, 0, content(0), IDENTITY)
 
-    def full_disk(value: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def full_disk(value: Any, file: IO[bytes]) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state_module.torch, "save", full_disk)
+    monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_state(tmp_path / FILE, 1, content(1), IDENTITY)
     found = read_state(tmp_path / FILE)

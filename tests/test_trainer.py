@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.tiny import (
     train_plain,
 )
 from yolokd import DistillationTrainer
+from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
 from yolokd.imagestream import StreamHash
 from yolokd.state import FILE, read_state, write_state
@@ -119,6 +121,32 @@ def test_terms_gains_stage_and_norms_have_columns(arm: Callable[[str], Any]) -> 
     assert found[0]["kd/factor"] > found[1]["kd/factor"] >= 0.1
 
 
+def test_loggers_and_the_plot_receive_the_terms(tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher) -> None:
+    """Through what the host's loggers read in their callbacks, and what its plot draws."""
+    seen: dict[str, float] = {}
+    trainer = DistillationTrainer(
+        overrides=overrides_for(
+            tmp_path,
+            tiny_data,
+            method="dfmsd+pcd",
+            teacher=str(tiny_teacher("yolov8n")),
+            epochs=1,
+            kd_val=True,
+            plots=True,
+        )
+    )
+    trainer.add_callback("on_train_epoch_end", lambda t: seen.update(t.label_loss_items(t.tloss, prefix="train")))
+    trainer.add_callback("on_model_save", lambda t: seen.update(t.metrics))
+    titles: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.axes.Axes.set_title", lambda self, title, **kwargs: titles.append(title))
+        trainer.train()
+    for name in ("train/dfmsd_loss", "train/pcd_loss", "val/dfmsd_loss", "val/pcd_loss"):
+        assert seen[name] > 0, name
+        assert titles.count(name) == 1, name
+    assert (trainer.save_dir / "results.png").stat().st_size > 10_000
+
+
 def test_with_kd_val_the_val_columns_hold_the_terms(arm: Callable[[str], Any]) -> None:
     for row in rows(arm("dfmsd").save_dir):
         assert row["val/dfmsd_loss"] > 0
@@ -176,6 +204,9 @@ def test_files_of_a_finished_run(arm: Callable[[str], Any]) -> None:
 # Interrupted and resumed ----------------------------------------------------------------------------------------------
 
 
+STAGES = {"yolov8n": [0.25], "yolo26n": "auto"}  # resumed in the middle of the second stage, and at its beginning
+
+
 @pytest.fixture(scope="module")
 def interrupted(
     tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher: Teacher
@@ -197,6 +228,7 @@ def interrupted(
                 save_period=1,
                 optimizer="MuSGD" if family == "yolo26n" else "SGD",
                 dfmsd_mask="random",
+                dfmsd_stages=STAGES[family],
             )
         )
 
@@ -281,7 +313,8 @@ def test_resume_restores_everything_and_goes_on(copied: Callable[[str], Path], f
     after = rows(run)
     assert [row["epoch"] for row in after] == [1, 2, 3, 4]
     assert [same_values(a, b) for a, b in zip(before, after)] == [True, True]
-    assert [row["kd/stage"] for row in after] == [0, 0, 1, 1]
+    assert [row["kd/stage"] for row in after] == ([0, 1, 1, 1] if family == "yolov8n" else [0, 0, 1, 1])
+    assert "distillation: stage 2 of 2, teacher 1" in said
     assert all(row["train/dfmsd_loss"] > 0 for row in after)
 
 
@@ -331,9 +364,11 @@ def test_resume_from_a_checkpoint_that_is_older_than_the_state(copied: Callable[
     assert saved is not None
     shutil.copy(run / "weights" / "epoch0.pt", run / "weights" / "last.pt")
     trainer = resume(run)
+    assert [row["epoch"] for row in rows(run)] == [1, 2]
 
     def look(trainer: Any) -> None:
         assert trainer.epoch == 1
+        assert [row["epoch"] for row in rows(run)] == [1]  # the second comes again
         now = trainer.criterion.state()["methods"]
         assert all(torch.equal(now[key], value) for key, value in saved["epochs"][0]["methods"].items())
         raise Killed
@@ -627,6 +662,33 @@ def test_the_ema_has_no_criterion_and_moves_with_the_student(step: Any) -> None:
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("name", ["Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp", "SGD", "MuSGD"])
+def test_each_optimizer_moves_student_and_adapters(step: Any, name: str) -> None:
+    original = step.optimizer
+    try:
+        step.optimizer = step.build_optimizer(step.model, name=name, lr=0.01, momentum=0.9, decay=0.0)
+        before = [parameter.detach().clone() for parameter in step.model.parameters()]
+        draw_gradients(step, 1.0)
+        step.optimizer_step()
+        moved = [not torch.equal(a, b) for a, b in zip(before, step.model.parameters())]
+        learning = [parameter.requires_grad for parameter in step.model.parameters()]
+        assert moved == learning
+        adapters = {id(parameter) for parameter in step.criterion.adapters()}
+        assert adapters <= {id(p) for p, m in zip(step.model.parameters(), moved) if m}
+    finally:
+        step.optimizer = original
+
+
+def test_without_adapters_nothing_is_clipped_and_nothing_is_said() -> None:
+    parameter = nn.Parameter(torch.ones(4))
+    parameter.grad = torch.full((4,), 3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own, others = clip_adapters(iter([parameter]), iter([]), scale=2.0)
+    assert (float(own), float(others)) == (3.0, 0.0)
+    assert parameter.grad.tolist() == [3.0] * 4
+
+
 def test_autobatch_profiles_student_and_teacher_together(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's profiler wants a model with parameters, stride and names that takes images."""
     from ultralytics.engine import trainer as host
@@ -789,6 +851,7 @@ def test_a_trained_yolo_object_is_usable_at_once(
     assert "map50" in dir(model.val(data=str(tiny_data), imgsz=64, plots=False, project=str(tmp_path), workers=0).box)
     results = model.predict(np.zeros((64, 64, 3), dtype=np.uint8), imgsz=64, verbose=False)
     assert results[0].names == dict(enumerate(NAMES))
+    assert Path(model.export(format="torchscript", imgsz=64)).stat().st_size > 1e6
     assert all(torch.equal(before[key], value) for key, value in teacher.model.state_dict().items())
     run = Path(model.trainer.save_dir)
     assert YAML.load(run / "args.yaml")["teacher"] == str(run / "teacher.pt")
@@ -862,6 +925,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         "weights from a file",
     ),
     "an object for the built-in": (lambda folder: {"teacher": tiny_model(), "method": "ultralytics"}, "weights file"),
+    "bfloat16 without a GPU": (
+        lambda folder: {"teacher": tiny_model(), "amp": "bf16"},
+        "amp=bf16 needs a GPU with native bfloat16, which device=cpu has not",
+    ),
     "files and objects": (lambda folder: {"teacher": [tiny_model(), "a.pt"]}, "either weights files or model objects"),
 }
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from yolokd import DistillationTrainer, config
@@ -43,6 +44,7 @@ def _built(
 ) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        Detect.legacy = False  # yolov10's head would take that of the model built last, and draw other weights
         model = task(f"{name}.yaml", ch=channels, nc=len(names), verbose=False)
         model.names = dict(enumerate(names))
         if trained:

@@ -108,14 +108,21 @@ def _train(model: Any, overrides: dict[str, Any], folder: Path | None) -> int:
         last = getattr(model.trainer, "last", None)
         if last is not None and Path(last).exists():
             print(f"\ninterrupted; go on with: yolokd train resume model={last}", file=sys.stderr)
-        else:
-            print("\ninterrupted before a first epoch was saved", file=sys.stderr)
+            return INTERRUPTED
+        _discard(folder, new)
+        ways = "; the same command goes on where the teacher's run stopped" if overrides.get("teacher_epochs") else ""
+        print(f"\ninterrupted before a first epoch was saved{ways}", file=sys.stderr)
         return INTERRUPTED
     except HOST_MISTAKES as error:
         if hasattr(model.trainer, "train_time_start"):  # the first epoch had begun: no longer about arguments
             raise
-        if new and folder is not None and not any(folder.rglob("*.pt")):
-            shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder, new)
         if isinstance(error, UserError):
             raise
         raise UserError(reason(error, lines=2)) from error
+
+
+def _discard(folder: Path | None, new: bool) -> None:
+    """Take a new run folder away again where it holds no weights."""
+    if new and folder is not None and not any(folder.rglob("*.pt")):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -44,6 +44,7 @@ class Parity:
             other side, its corners within a twentieth of its longer side.
         end2end (bool): Whether the exported file gives final detections by itself.
         bits (int): Precision of the exported file, 32 or 16.
+        nms (bool): Whether NMS is built into the file, which then gives the detections at `conf` alone.
     """
 
     exported: str
@@ -57,6 +58,7 @@ class Parity:
     same_detections: bool
     end2end: bool
     bits: int
+    nms: bool
 
     @property
     def ok(self) -> bool:
@@ -72,6 +74,12 @@ class Parity:
         )
         detections = f"{counts}, {same}"
         if not self.detections_torch and not self.detections_onnx:
+            if self.nms:
+                return (
+                    f"parity: {self.exported} gives final detections, and neither it nor its weights detect anything "
+                    f"on {self.inputs} images at conf {self.conf:.2g}:\n        there was nothing to compare; for a "
+                    f"comparison export with a lower threshold, i.e. conf={LEAST_CONF}"
+                )
             detections = f"nothing detected at conf {self.conf:.2g}, the raw outputs alone were compared"
         return (
             f"parity: {self.exported} ({self.bits} bit{', end-to-end' if self.end2end else ''}) {verdict} its weights "
@@ -183,6 +191,7 @@ def check_export(
         same_detections=same,
         end2end=end2end or with_nms,
         bits=bits,
+        nms=with_nms,
     )
 
 

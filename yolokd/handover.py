@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from ultralytics.utils import RANK
 
 from yolokd.errors import UserError
+from yolokd.files import save_whole
 
 FOLDER_PREFIX = "yolokd-teacher-"  # a launcher leaves teacher objects in such a folder for its DDP workers
 
@@ -37,7 +37,7 @@ def save_teachers(models: list[nn.Module], folder: Path) -> str | list[str]:
     paths = []
     for position, model in enumerate(models):
         path = folder / ("teacher.pt" if len(models) == 1 else f"teacher{position + 1}.pt")
-        torch.save({"epoch": -1, "model": model, "ema": None, "train_args": {}}, path)
+        save_whole({"epoch": -1, "model": model, "ema": None, "train_args": {}}, path)
         paths.append(str(path.resolve()))
     return paths if len(paths) > 1 else paths[0]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from yolokd.files import save_whole
 
 LOGGER = logging.getLogger("ultralytics")
 FILE = "kd_state.pt"
@@ -71,12 +72,7 @@ def write_state(path: Path, epoch: int, state: dict[str, Any], identity: dict[st
     epochs = old.get("epochs", {}) if all(old.get(key) == value for key, value in identity.items()) else {}
     epochs = {kept: value for kept, value in epochs.items() if kept < epoch}
     epochs = dict(sorted(epochs.items())[-(KEPT_EPOCHS - 1) :])
-    temporary = path.with_suffix(".tmp")
-    try:
-        torch.save({"version": VERSION, **identity, "epochs": {**epochs, epoch: state}}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_whole({"version": VERSION, **identity, "epochs": {**epochs, epoch: state}}, path)
 
 
 def forget_adapters(saved: dict[str, Any], optimizer: torch.optim.Optimizer, adapters: Iterable[nn.Parameter]) -> None:

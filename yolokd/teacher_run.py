@@ -29,6 +29,8 @@ def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
     weights = check_model_file_from_stem(teacher)
     name = f"{Path(str(weights)).stem}-on-{Path(str(args.data)).stem}-{args.imgsz}-{args.teacher_epochs}e"
     wanted = {"model": str(weights), "epochs": args.teacher_epochs, **{k: getattr(args, k) for k in SHARED}}
+    if Path(str(args.data)).exists():  # another folder's file of the same name is not the same data
+        wanted["data"] = str(Path(str(args.data)).resolve())
     same = ("model", "epochs", "data", "imgsz", "fraction", "single_cls")
     number, run = 1, folder / name
     while (run / "args.yaml").exists() and any(

@@ -10,13 +10,14 @@ import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, RANK, YAML
 from ultralytics.utils.checks import check_model_file_from_stem
-from ultralytics.utils.torch_utils import init_seeds, unwrap_model
+from ultralytics.utils.torch_utils import autocast, init_seeds, unwrap_model
 
 from yolokd import config, preflight
 from yolokd.clipping import StepGuard, clip_adapters
 from yolokd.clock import start_batch, start_epoch
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
+from yolokd.files import keep_rows, whole_checkpoints
 from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers, split_objects, take_off
 from yolokd.pairing import build_criterion
 from yolokd.rng import preserved_rng
@@ -33,7 +34,8 @@ else:
 class Distilling(_Host):
     """What distillation adds to an Ultralytics trainer; mixed in before the task's own trainer class.
 
-    With `method=none` and `method=ultralytics` every override hands over to the host unchanged.
+    With `method=none` and `method=ultralytics` every override hands over to the host unchanged; checkpoints are whole
+    files in any case.
 
     Attributes:
         methods (tuple[str, ...]): Chosen methods; empty for plain training and for the built-in distillation.
@@ -82,6 +84,7 @@ class Distilling(_Host):
             self.methods = config.methods(self.args.method)
             self.methods = () if self.methods == ("ultralytics",) else self.methods
             self._locate_teachers()
+            self._check_precision()
         except Exception:
             discard_run(self)
             raise
@@ -89,6 +92,17 @@ class Distilling(_Host):
             for event, callback in (("on_train_epoch_start", start_epoch), ("on_train_batch_start", start_batch)):
                 if callback not in self.callbacks[event]:  # a DDP worker gets the launcher's callbacks
                     self.add_callback(event, callback)
+
+    def _check_precision(self) -> None:
+        """Refuse bfloat16 where the host cannot train in it, which it would find in the first step."""
+        if self.args.amp == "bf16":
+            try:
+                with autocast(torch.bfloat16, device=self.device.type):
+                    pass
+            except RuntimeError as error:
+                raise UserError(
+                    f"amp=bf16 needs a GPU with native bfloat16, which device={self.device.type} has not; leave amp out"
+                ) from error
 
     def _locate_teachers(self) -> None:
         """Keep absolute paths of teachers that lie on this machine."""
@@ -187,6 +201,8 @@ class Distilling(_Host):
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as the host does, with the criterion taken off meanwhile: two-branch heads get a new one there."""
+        if ckpt is not None and self.resume and RANK in {-1, 0}:
+            keep_rows(self.csv, ckpt.get("epoch", -1) + 1)
         if not self.criterion:
             return super().resume_training(ckpt)
         model = unwrap_model(self.model)
@@ -259,10 +275,11 @@ class Distilling(_Host):
         super().save_metrics(metrics)
 
     def save_model(self) -> bool:
-        """Write the distillation state first, then the host's checkpoints, which hold a plain student."""
+        """Write the distillation state first, then the host's checkpoints, which hold a plain student, as wholes."""
         if self.criterion:
             write_state(self.wdir / FILE, self.epoch, self.criterion.state(), self._identity())
-        return super().save_model()
+        with whole_checkpoints(self):
+            return super().save_model()
 
 
 _NORMS = ("kd/student_grad_norm", "kd/adapter_grad_norm")
