@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
 from tests.losses.fitting import fit
 from tests.oracles import regions as oracle
+from tests.oracles.features import standardize
 from yolokd.losses.ckd import CKDLoss, contrast, gathered, overlapping
 from yolokd.regions import pool, propose
 
@@ -91,13 +93,14 @@ def test_overlapping_regions_of_one_image_are_no_negatives() -> None:
     assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.7)[:, 5], torch.ones(6, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("iou", [0.5, 0.05])
-def test_module_equals_the_loop_version(iou: float) -> None:
+@pytest.mark.parametrize(("iou", "align"), [(0.5, True), (0.05, True), (0.5, False)])
+def test_module_equals_the_loop_version(iou: float, align: bool) -> None:
     pair = random_pair()
     student, teacher = random_taps(pair, sizes=LARGE, dtype=torch.float64)
     targets = random_targets(student)
     targets.boxes[0], targets.boxes[3] = torch.tensor([[0.0, 0, 352, 288], [9, 9, 190, 160]])  # one for each level
-    module = CKDLoss(pair, regions=12, positives=0.5, dim=6, iou=iou, queue=5, temperature=0.2).double().eval()
+    module = CKDLoss(pair, regions=12, positives=0.5, dim=6, iou=iou, queue=5, temperature=0.2, align=align)
+    module = module.double().eval()
     filled = F.normalize(torch.randn(3, 6, dtype=torch.float64), dim=-1)
     module.enqueue(filled, torch.ones(3, dtype=torch.bool))
     boxes, _ = propose(student, targets, 12, 0.5, torch.Generator().manual_seed(pair.seed))
@@ -106,9 +109,10 @@ def test_module_equals_the_loop_version(iou: float) -> None:
     assert set(levels) == {0, 1, 2}
 
     def vectors(taps, entry):
-        rows = []
+        rows, maps = [], [feat.detach().numpy() for feat in taps.feats]
+        maps = [standardize(feat) for feat in maps] if align else maps
         for box, b, level in zip(boxes, image, levels):
-            region = oracle.roi_align(taps.feats[level][b].detach().numpy(), box.numpy(), pair.strides[level])
+            region = oracle.roi_align(maps[level][b], box.numpy(), pair.strides[level])
             vector = entry[level](torch.from_numpy(region.mean(axis=(1, 2))))
             rows.append(module.projection(vector).detach().numpy())
         return np.stack(rows)
@@ -178,7 +182,7 @@ def test_one_region_has_no_negatives_and_costs_nothing() -> None:
 def test_student_feature_is_the_mean_of_the_region() -> None:
     pair = random_pair(levels=1)
     student, _ = random_taps(pair)
-    module = CKDLoss(pair, dim=8)
+    module = CKDLoss(pair, dim=8, align=False)
     rois = torch.tensor([[1.0, 10, 12, 90, 70], [0, 0, 0, 128, 96]])
     values = module.vectors(student.feats, module.student_entry, rois, [torch.tensor([1])])
     pooled = pool(student.feats[0], 8, rois).mean(dim=(2, 3))
@@ -225,3 +229,14 @@ def test_the_queue_is_filled_by_all_processes(tmp_path: Path) -> None:
 def test_one_process_gathers_nothing() -> None:
     keys, valid = torch.ones(2, 3), torch.tensor([True, False])
     assert gathered(keys, valid) == (keys, valid)
+
+
+def test_alignment_takes_scale_and_offset_of_the_channels_away() -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair, sizes=LARGE)
+    targets = random_targets(student)
+    moved = replace(teacher, feats=[feat * 3 + 5 for feat in teacher.feats])
+    for align, same in ((True, True), (False, False)):
+        module = CKDLoss(pair, regions=12, align=align).eval()
+        values = [module(student, taps, targets) for taps in (teacher, moved)]
+        assert torch.isclose(*values, rtol=1e-4) == same

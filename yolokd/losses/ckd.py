@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from yolokd.adapters import as_float
+from yolokd.adapters import as_float, standardize
 from yolokd.losses.base import DistillLoss
 from yolokd.regions import Proposer, as_rois, pool, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
@@ -109,6 +109,8 @@ class CKDLoss(DistillLoss):
           the negatives forbid it, since equal vectors everywhere give the value `log(number of keys)`, and a vector
           that ignores the input cannot do better. The queue keeps projected vectors: at its default length it spans a
           few batches, in which the projection hardly moves.
+        - `align` standardises both maps per channel over batch and positions. Raw maps share a large common part, on
+          which the contrast hardly learns.
         - The queue is filled in training only.
 
     Attributes:
@@ -134,6 +136,7 @@ class CKDLoss(DistillLoss):
         dim: int = 128,
         iou: float = 0.5,
         queue: int = 4096,
+        align: bool = True,
     ):
         """Build projections and queue.
 
@@ -145,10 +148,12 @@ class CKDLoss(DistillLoss):
             dim (int): Length of the projected vectors.
             iou (float): Regions of one image that overlap more than this are not negatives of each other.
             queue (int): Length of the queue; 0 for none.
+            align (bool): Standardise both maps per channel before the regions are pooled.
         """
         super().__init__(pair)
         self.temperature = temperature
         self.iou = iou
+        self.align = align
         self.proposer = Proposer(per_image=regions, positives=positives, seed=pair.seed)
         self.student_entry = nn.ModuleList(nn.Linear(c, dim) for c in pair.student_channels)
         self.teacher_entry = nn.ModuleList(nn.Linear(c, dim) for c in pair.teacher_channels)
@@ -191,6 +196,7 @@ class CKDLoss(DistillLoss):
         """
         hidden = []
         for feature, stride, layer, index in zip(feats, self.pair.strides, entry, rows):
+            feature = standardize(feature) if self.align else feature
             # One bin of 14x14 samples is the mean of 7x7 bins of 2x2 samples, at 1/49 of the memory.
             pooled = pool(feature, stride, rois[index], size=1, samples=14).flatten(1)  # (n, C, 1, 1) -> (n, C)
             hidden.append(as_float(self.projection(layer(pooled))))
