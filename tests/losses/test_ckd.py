@@ -101,8 +101,11 @@ def test_module_equals_the_loop_version(iou: float, align: bool) -> None:
     targets.boxes[0], targets.boxes[3] = torch.tensor([[0.0, 0, 352, 288], [9, 9, 190, 160]])  # one for each level
     module = CKDLoss(pair, regions=12, positives=0.5, dim=6, iou=iou, queue=5, temperature=0.2, align=align)
     module = module.double().eval()
-    filled = F.normalize(torch.randn(3, 6, dtype=torch.float64), dim=-1)
-    module.enqueue(filled, torch.ones(3, dtype=torch.bool))
+    widths, kept = pair.teacher_channels, [torch.randn(c, dtype=torch.float64) for c in pair.teacher_channels]
+    padded = torch.stack([F.pad(value, (0, max(widths) - len(value))) for value in kept])
+    module.enqueue(padded, torch.arange(3), torch.ones(3, dtype=torch.bool))
+    heads = zip(module.teacher_entry, kept)
+    filled = torch.stack([F.normalize(module.projection(layer(value)), dim=-1) for layer, value in heads]).detach()
     boxes, _ = propose(student, targets, 12, 0.5, torch.Generator().manual_seed(pair.seed))
     boxes, image = boxes.flatten(0, 1).double(), np.repeat(np.arange(2), 12)
     levels = [oracle.teacher_level(float(b[2] - b[0]), float(b[3] - b[1]), pair.strides) for b in boxes]
@@ -126,8 +129,9 @@ def test_queue_is_first_in_first_out() -> None:
     module = CKDLoss(random_pair(), dim=4, queue=5)
 
     def push(*values: int, valid: bool = True) -> None:
-        keys = torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, 4)
-        module.enqueue(keys, torch.full((len(values),), valid))
+        features = torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, module.queue.shape[1])
+        module.enqueue(features, torch.tensor(values) % 3, torch.full((len(values),), valid))
+        assert torch.equal(module.queue_level, module.queue[:, 0].long() % 3)  # levels go with their features
 
     push(1, 2, 3)
     assert module.queue[:, 0].tolist() == [1, 2, 3, 0, 0]
@@ -143,22 +147,43 @@ def test_queue_is_first_in_first_out() -> None:
     assert 13 not in module.queue[:, 0].tolist() and bool(module.queue_valid.all())
 
 
-def test_queue_holds_the_teachers_unit_vectors_of_training_batches_only() -> None:
+def test_queue_holds_the_teachers_features_of_training_batches_only() -> None:
     pair = random_pair()
-    student, teacher = random_taps(pair)
+    student, teacher = random_taps(pair, sizes=LARGE)
     targets = random_targets(student)
-    module = CKDLoss(pair, regions=6, dim=8, queue=20).eval()
+    module = CKDLoss(pair, regions=6, dim=8, queue=20, align=False).eval()
     module(student, teacher, targets)
     assert not module.queue_valid.any()
     module.train()
     before = module(student, teacher, targets)
     assert int(module.queue_valid.sum()) == 12 == int(module.queue_next)
-    torch.testing.assert_close(module.queue[:12].norm(dim=-1), torch.ones(12))
+    boxes, _ = propose(student, targets, 6, 0.25, torch.Generator().manual_seed(pair.seed))
+    wanted = []
+    for box, image in zip(boxes.flatten(0, 1), np.repeat(np.arange(2), 6)):
+        level = oracle.teacher_level(float(box[2] - box[0]), float(box[3] - box[1]), pair.strides)
+        feature = teacher.feats[level][image].double().numpy()
+        region = oracle.roi_align(feature, box.double().numpy(), pair.strides[level]).mean(axis=(1, 2))
+        wanted.append((level, *region.round(4), *[0.0] * (module.queue.shape[1] - len(region))))
+    found = [(int(n), *q.double().numpy().round(4)) for n, q in zip(module.queue_level[:12], module.queue[:12])]
+    np.testing.assert_allclose(sorted(found), sorted(wanted), atol=2e-4)
     before.backward()  # the queue was written after it had been used
+    assert all(parameter.grad is not None for parameter in module.parameters())
     module.eval()
     with_queue = module(student, teacher, targets)
     module.queue_valid.zero_()
     assert with_queue > module(student, teacher, targets), "negatives of the queue do not count"
+
+
+def test_queue_is_projected_anew() -> None:
+    module = CKDLoss(random_pair(), dim=4, queue=5)
+    width = module.queue.shape[1]
+    module.enqueue(torch.randn(3, width), torch.tensor([0, 1, 2]), torch.ones(3, dtype=torch.bool))
+    before = module.queued()
+    torch.testing.assert_close(before[:3].norm(dim=-1), torch.ones(3))
+    with torch.no_grad():
+        module.projection[-1].weight.neg_()
+        module.projection[-1].bias.neg_()
+    torch.testing.assert_close(module.queued(), -before)
 
 
 def test_no_queue() -> None:
@@ -166,7 +191,7 @@ def test_no_queue() -> None:
     student, teacher = random_taps(pair)
     module = CKDLoss(pair, regions=6, queue=0)
     module(student, teacher, random_targets(student)).backward()
-    assert module.queue.shape == (0, 128)
+    assert len(module.queue) == 0
 
 
 def test_one_region_has_no_negatives_and_costs_nothing() -> None:
@@ -184,7 +209,8 @@ def test_student_feature_is_the_mean_of_the_region() -> None:
     student, _ = random_taps(pair)
     module = CKDLoss(pair, dim=8, align=False)
     rois = torch.tensor([[1.0, 10, 12, 90, 70], [0, 0, 0, 128, 96]])
-    values = module.vectors(student.feats, module.student_entry, rois, [torch.tensor([1])])
+    rows = [torch.tensor([1])]
+    values = module.vectors(module.pooled(student.feats, rois, rows), module.student_entry, rows, 2)
     pooled = pool(student.feats[0], 8, rois).mean(dim=(2, 3))
     torch.testing.assert_close(values[1], module.projection(module.student_entry[0](pooled[1])))
     assert not values[0].any()
@@ -202,15 +228,16 @@ def test_overfits_and_does_not_collapse() -> None:
 
 
 def rank_keys(rank: int) -> torch.Tensor:
-    """Return the keys of a process: two of the first, three of the second."""
-    return torch.full((2 + rank, 4), 1.0 + rank)
+    """Return the features of a process: two of the first, three of the second."""
+    return torch.full((2 + rank, max(random_pair().teacher_channels)), 1.0 + rank)
 
 
 def work(rank: int, folder: str) -> None:
     """Fill a queue in one of two processes and save it."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     module = CKDLoss(random_pair(), dim=4, queue=8)
-    module.enqueue(rank_keys(rank), torch.tensor([True] * (1 + rank) + [rank == 1]))
+    levels = torch.full((2 + rank,), rank)
+    module.enqueue(rank_keys(rank), levels, torch.tensor([True] * (1 + rank) + [rank == 1]))
     torch.save(module.state_dict(), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -220,10 +247,11 @@ def work(rank: int, folder: str) -> None:
 def test_the_queue_is_filled_by_all_processes(tmp_path: Path) -> None:
     multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="fork")
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for key in ("queue", "queue_valid", "queue_next"):
+    for key in ("queue", "queue_level", "queue_valid", "queue_next"):
         assert torch.equal(states[0][key], states[1][key])
     filled = states[0]["queue"][states[0]["queue_valid"]][:, 0]
     assert filled.tolist() == [1, 2, 2, 2]
+    assert states[0]["queue_level"][states[0]["queue_valid"]].tolist() == [0, 1, 1, 1]
 
 
 def test_one_process_gathers_nothing() -> None:

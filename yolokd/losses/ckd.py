@@ -107,14 +107,17 @@ class CKDLoss(DistillLoss):
           linear layer shared by all.
         - The teacher's projection is trained too. Under a mean squared error that would invite the constant map; here
           the negatives forbid it, since equal vectors everywhere give the value `log(number of keys)`, and a vector
-          that ignores the input cannot do better. The queue keeps projected vectors: at its default length it spans a
-          few batches, in which the projection hardly moves.
+          that ignores the input cannot do better.
+        - The queue keeps the teacher's pooled features, which never grow old since the teacher is frozen, and projects
+          them anew at every step. Projected vectors of earlier steps would be of another projection.
         - `align` standardises both maps per channel over batch and positions. Raw maps share a large common part, on
           which the contrast hardly learns.
         - The queue is filled in training only.
 
     Attributes:
-        queue (torch.Tensor): Teacher's unit vectors of earlier batches with shape (Q, D).
+        queue (torch.Tensor): Teacher's pooled features of earlier batches with shape (Q, C), C the widest level's
+            channels; narrower levels fill the first ones.
+        queue_level (torch.Tensor): Level of each of them with shape (Q,), int64.
         queue_valid (torch.Tensor): Which places are filled, shape (Q,), bool.
         queue_next (torch.Tensor): Place that is written next, shape (), int64.
     """
@@ -124,6 +127,7 @@ class CKDLoss(DistillLoss):
     signal: ClassVar[Literal["features", "logits", "regions"]] = "regions"
 
     queue: torch.Tensor
+    queue_level: torch.Tensor
     queue_valid: torch.Tensor
     queue_next: torch.Tensor
 
@@ -152,66 +156,88 @@ class CKDLoss(DistillLoss):
         """
         super().__init__(pair)
         self.temperature = temperature
+        self.dim = dim
         self.iou = iou
         self.align = align
         self.proposer = Proposer(per_image=regions, positives=positives, seed=pair.seed)
         self.student_entry = nn.ModuleList(nn.Linear(c, dim) for c in pair.student_channels)
         self.teacher_entry = nn.ModuleList(nn.Linear(c, dim) for c in pair.teacher_channels)
         self.projection = nn.Sequential(nn.ReLU(), nn.Linear(dim, dim))
-        self.register_buffer("queue", torch.zeros(queue, dim))
+        self.register_buffer("queue", torch.zeros(queue, max(pair.teacher_channels)))
+        self.register_buffer("queue_level", torch.zeros(queue, dtype=torch.int64))
         self.register_buffer("queue_valid", torch.zeros(queue, dtype=torch.bool))
         self.register_buffer("queue_next", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def enqueue(self, keys: torch.Tensor, valid: torch.Tensor) -> None:
-        """Write the teacher's unit vectors of all processes over the oldest ones of the queue.
+    def enqueue(self, features: torch.Tensor, levels: torch.Tensor, valid: torch.Tensor) -> None:
+        """Write the teacher's pooled features of all processes over the oldest ones of the queue.
 
         Args:
-            keys (torch.Tensor): Unit vectors with shape (N, D).
+            features (torch.Tensor): Features with shape (N, C), padded to the widest level.
+            levels (torch.Tensor): Level of each, shape (N,).
             valid (torch.Tensor): Which of them count, shape (N,), bool.
         """
         length = len(self.queue)
         if length == 0:
             return
-        keys, valid = gathered(keys.detach().to(self.queue.dtype), valid)
-        keys, valid = keys[-length:], valid[-length:]
-        places = (self.queue_next + torch.arange(len(keys), device=keys.device)) % length
-        self.queue[places] = keys
+        rows = torch.cat((features.detach().to(self.queue.dtype), levels[:, None].to(self.queue.dtype)), dim=1)
+        rows, valid = gathered(rows, valid)
+        rows, valid = rows[-length:], valid[-length:]
+        places = (self.queue_next + torch.arange(len(rows), device=rows.device)) % length
+        self.queue[places], self.queue_level[places] = rows[:, :-1], rows[:, -1].long()
         self.queue_valid[places] = valid
-        self.queue_next.copy_((self.queue_next + len(keys)) % length)
+        self.queue_next.copy_((self.queue_next + len(rows)) % length)
 
-    def vectors(
-        self, feats: Sequence[torch.Tensor], entry: nn.ModuleList, rois: torch.Tensor, rows: list[torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the projected feature of each region, taken from its own level.
+    def queued(self) -> torch.Tensor:
+        """Return the queue as unit vectors of the present projection with shape (Q, D)."""
+        kept = self.queue.clone()  # the gradient needs it after this step's features are written over the oldest
+        values = kept.new_zeros(len(kept), self.dim)
+        for level, (layer, channels) in enumerate(zip(self.teacher_entry, self.pair.teacher_channels)):
+            hidden = as_float(self.projection(layer(kept[:, :channels])))
+            values = torch.where(self.queue_level[:, None] == level, hidden, values)
+        return F.normalize(values, dim=-1)
+
+    def pooled(self, feats: Sequence[torch.Tensor], rois: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the feature of each region on its own level, as one tensor with shape (n, C) per level.
 
         Args:
             feats (Sequence[torch.Tensor]): Neck maps of one side, each with shape (B, C, H, W).
-            entry (nn.ModuleList): That side's first layer of each level.
             rois (torch.Tensor): Image index and box in pixels with shape (N, 5).
             rows (list[torch.Tensor]): Indices of the regions of each level.
-
-        Returns:
-            (torch.Tensor): Vectors with shape (N, D), zero for regions of no level.
         """
-        hidden = []
-        for feature, stride, layer, index in zip(feats, self.pair.strides, entry, rows):
+        features = []
+        for feature, stride, index in zip(feats, self.pair.strides, rows):
             feature = standardize(feature) if self.align else feature
             # One bin of 14x14 samples is the mean of 7x7 bins of 2x2 samples, at 1/49 of the memory.
-            pooled = pool(feature, stride, rois[index], size=1, samples=14).flatten(1)  # (n, C, 1, 1) -> (n, C)
-            hidden.append(as_float(self.projection(layer(pooled))))
-        values = torch.cat(hidden)
-        return values.new_zeros(len(rois), values.shape[1]).index_copy(0, torch.cat(rows), values)
+            features.append(pool(feature, stride, rois[index], size=1, samples=14).flatten(1))  # (n, C, 1, 1) -> (n, C)
+        return features
+
+    def vectors(
+        self, features: list[torch.Tensor], entry: nn.ModuleList, rows: list[torch.Tensor], count: int
+    ) -> torch.Tensor:
+        """Return the projected feature of each region with shape (N, D), zero for regions of no level.
+
+        Args:
+            features (list[torch.Tensor]): Pooled features of each level with shape (n, C).
+            entry (nn.ModuleList): That side's first layer of each level.
+            rows (list[torch.Tensor]): Indices of the regions of each level.
+            count (int): Number N of regions.
+        """
+        values = torch.cat([as_float(self.projection(layer(value))) for layer, value in zip(entry, features)])
+        return values.new_zeros(count, values.shape[1]).index_copy(0, torch.cat(rows), values)
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the one part; see `DistillLoss.parts`."""
         regions, real = self.proposer(student, targets)
         rois, rows = as_rois(regions), rows_by_level(regions, real, student.strides)
-        queries = self.vectors(student.feats, self.student_entry, rois, rows)
-        keys = self.vectors([feature.detach() for feature in teacher.feats], self.teacher_entry, rois, rows)
+        references = self.pooled([feature.detach() for feature in teacher.feats], rois, rows)
+        queries = self.vectors(self.pooled(student.feats, rois, rows), self.student_entry, rows, len(rois))
+        keys = self.vectors(references, self.teacher_entry, rows, len(rois))
         excluded = overlapping(regions, real, self.iou)
-        terms = contrast(queries, keys, excluded, self.queue, self.queue_valid, self.temperature)
-        if self.training:
-            self.enqueue(F.normalize(keys, dim=-1), real.flatten())
+        terms = contrast(queries, keys, excluded, self.queued(), self.queue_valid, self.temperature)
+        if self.training and len(self.queue):
+            padded = torch.cat([F.pad(value, (0, self.queue.shape[1] - value.shape[1])) for value in references])
+            levels = torch.cat([torch.full_like(index, level) for level, index in enumerate(rows)])
+            self.enqueue(padded, levels, torch.ones_like(levels, dtype=torch.bool))
         real = real.flatten()
         return {"": (terms * real).sum() / real.sum().clamp_min(1)}
