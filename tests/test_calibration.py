@@ -139,7 +139,7 @@ def test_each_unit_reaches_its_share_of_the_tasks_gradient(family: str) -> None:
     batch = tiny_batch()
     preds = model(batch["img"])
     criterion(preds, batch)
-    task, _ = criterion.base(preds, batch)
+    task, _ = criterion.task.base(preds, batch)
     feats = (preds.get("one2many") or preds)["feats"]
     reference = gradient_norm(task.sum() / len(batch["img"]), feats)
     units = criterion._units(read_output(preds), batch)

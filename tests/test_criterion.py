@@ -61,7 +61,7 @@ def test_the_loss_is_the_tasks_followed_by_one_term_per_method_times_the_batch(f
     batch = tiny_batch(images=3)
     preds = model(batch["img"])
     loss, items = criterion(preds, batch)
-    task, task_items = criterion.base(preds, batch)
+    task, task_items = criterion.task.base(preds, batch)
     assert torch.equal(loss[: len(task)], task)
     assert list(items) == [*TASK[family], "dfmsd_loss", "pcd_loss"]
     assert all(torch.equal(items[key], value) for key, value in task_items.items())
@@ -127,7 +127,7 @@ def test_positives_are_the_tasks_own_assignment_done_once_per_branch(family: str
     model, criterion = tiny_criterion("dfmsd+pcd", family, family)
     assigned: dict[str, list[Any]] = {branch: [] for branch in branches}
     for branch in branches:
-        part = getattr(criterion.base, branch, criterion.base)
+        part = getattr(criterion.task.base, branch, criterion.task.base)
         part.assigner.register_forward_hook(lambda module, inputs, output, kept=assigned[branch]: kept.append(output))
     calls = record(criterion.methods["pcd"][0])
     model(tiny_batch())
@@ -166,7 +166,7 @@ def test_on_two_branch_heads_logit_methods_act_on_both_and_feature_methods_on_on
     for call, branch in zip(logits, ("one2many", "one2one")):
         assert torch.equal(call[0].logits, preds[branch]["scores"].transpose(1, 2))
         assert torch.equal(call[1].logits, raw.branches[branch].logits)
-    assert (criterion.base.o2m, criterion.base.o2o) == pytest.approx((0.8, 0.2))
+    assert (criterion.task.base.o2m, criterion.task.base.o2o) == pytest.approx((0.8, 0.2))
     bare = [float(sum(call[3].values()).detach()) for call in logits]
     assert float(items["pcd_loss"]) == pytest.approx(criterion.factor * (0.8 * bare[0] + 0.2 * bare[1]), rel=1e-5)
     assert float(items["dfmsd_loss"]) == pytest.approx(criterion.factor * 0.8 * float(maps[0][3][""]), rel=1e-5)
@@ -177,7 +177,7 @@ def test_on_two_branch_heads_weights_follow_the_tasks() -> None:
     before = float(model(tiny_batch())[1]["dfmsd_loss"])
     for _ in range(7):
         criterion.update()
-    assert criterion.base.o2m == pytest.approx(0.1)
+    assert criterion.task.base.o2m == pytest.approx(0.1)
     assert float(model(tiny_batch())[1]["dfmsd_loss"]) == pytest.approx(before / 8, rel=1e-3)
 
 
@@ -322,9 +322,9 @@ def test_a_copy_made_during_training_is_whole_and_keeps_to_itself(family: str) -
     assert twin.criterion is not criterion
     assert twin.criterion.links[0].teacher is criterion.links[0].teacher
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
-    kept = criterion.assignments["one2many"].positives
+    kept = criterion.task.assignments["one2many"].positives
     loss, _ = twin(tiny_batch(seed=7))
-    assert criterion.assignments["one2many"].positives is kept
+    assert criterion.task.assignments["one2many"].positives is kept
     assert torch.allclose(loss, model(tiny_batch(seed=7))[0], rtol=1e-5)
 
 
@@ -367,7 +367,7 @@ def test_gains_of_a_compiled_student_are_measured_through_its_head(family: str) 
     loss.sum().backward()
     assert all(float(p.grad.abs().max()) > 0 for p in model.model[-2].parameters())
     feats, again = replayed(model.model[-1], (preds.get("one2many") or preds)["feats"])
-    reference = gradient_norm(criterion.base(again, batch)[0].sum() / 2, feats)
+    reference = gradient_norm(criterion.task.base(again, batch)[0].sum() / 2, feats)
     term = criterion._units(read_output(again), batch)["dfmsd"][1]
     share = float(gradient_norm(term, feats) / reference) * criterion.unit_gain("dfmsd")
     assert share == pytest.approx(0.2, rel=1e-4)
@@ -388,7 +388,7 @@ def test_the_epoch_end_update_is_there_where_the_task_has_it(family: str, expect
     assert hasattr(model.criterion, "update") is expected
     if expected:
         model.criterion.update()
-        assert criterion.base.updates == 1
+        assert criterion.task.base.updates == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -59,7 +59,7 @@ def check_neck(model: Any, methods: list[str]) -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_every_method_acts_on_every_head(head: str) -> None:
     model, criterion, methods = joined(head, TEACHER_OF[head])
-    assert list(criterion.assignments) == ["one2many", "one2one"][: 2 if head in TWO_BRANCHES else 1]
+    assert list(criterion.task.assignments) == ["one2many", "one2one"][: 2 if head in TWO_BRANCHES else 1]
     assert criterion.methods["mgd"][0].pair.student_reg_max == (1 if head in WITHOUT_BINS else 16)
     terms = check_step(model, criterion, tiny_batch())
     assert all(term > 0 for term in terms.values()), terms

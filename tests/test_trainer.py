@@ -287,7 +287,7 @@ def test_resume_restores_everything_and_goes_on(copied: Callable[[str], Path], f
     def look(trainer: Any) -> None:
         seen["state"] = copy.deepcopy(trainer.criterion.state())
         seen["stage"], seen["epoch"] = trainer.criterion.stage, trainer.epoch
-        seen["updates"] = getattr(trainer.criterion.base, "updates", None)
+        seen["updates"] = getattr(trainer.criterion.task.base, "updates", None)
         seen["ema"] = copy.deepcopy(trainer.ema.ema.state_dict())
         seen["momentum"] = [
             trainer.optimizer.state[parameter]["momentum_buffer"].clone() for parameter in trainer.criterion.adapters()
@@ -760,7 +760,7 @@ def test_the_hosts_options_train(option: str, tmp_path: Path, tiny_data: Path, t
     assert found[0]["kd/adapter_grad_norm"] > 0
     assert trainer.best.exists()
     if "cls_pw" in OPTIONS[option]:
-        base = trainer.criterion.base
+        base = trainer.criterion.task.base
         assert getattr(base, "one2many", base).class_weights is not None
     if "freeze" in OPTIONS[option]:
         assert not any(parameter.requires_grad for parameter in trainer.model.model[:10].parameters())

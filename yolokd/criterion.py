@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from yolokd.assignment import listen
 from yolokd.calibration import GainCalibration, replayed
 from yolokd.clock import Clock
 from yolokd.errors import UserError
+from yolokd.link import Link
 from yolokd.losses.base import DistillLoss
-from yolokd.outputs import Output, View, read_output
+from yolokd.outputs import Output, read_output
 from yolokd.schedule import Schedule, Stages
 from yolokd.taps import Taps, Targets
+from yolokd.task import Task
 from yolokd.watch import TermWatch
 
 Units = dict[str, tuple[str, torch.Tensor, float]]
-
-
-@dataclass(frozen=True)
-class Link:
-    """One teacher and how it is paired with the student.
-
-    Attributes:
-        teacher (Any): Callable from images to `Output`, with `branch_for` and `towers`.
-        student_view (View): Levels and classes of the student that take part.
-        teacher_view (View): Levels and classes of the teacher that take part.
-    """
-
-    teacher: Any
-    student_view: View
-    teacher_view: View
 
 
 class DistillationLoss(nn.Module):
@@ -44,7 +29,7 @@ class DistillationLoss(nn.Module):
     out of the student's state. Gain, schedule and batch size are applied here, once, and nowhere else.
 
     Attributes:
-        base (Any): The criterion that the student would have had.
+        task (Task): The criterion that the student would have had.
         methods (nn.ModuleDict): Each method's modules, one per teacher.
         gains (dict[str, float]): Gain of each unit where `calibration` is None, else its wanted gradient share.
         calibration (GainCalibration | None): Measured gains.
@@ -96,9 +81,8 @@ class DistillationLoss(nn.Module):
         self.set_base(base)
 
     def set_base(self, base: Any) -> None:
-        """Take a task criterion, and listen to the assigner of each of its branches."""
-        object.__setattr__(self, "base", base)
-        self.assignments = listen(base)
+        """Take a task criterion in place of the one so far."""
+        self.task = Task(base)
 
     def replay_through(self, head: nn.Module) -> None:
         """Measure gradients through the head run once more, as a compiled student needs it."""
@@ -106,8 +90,8 @@ class DistillationLoss(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Offer the epoch-end `update` of two-branch criteria only where the base has it."""
-        if name == "update" and hasattr(self.__dict__.get("base"), "update"):
-            return self.base.update
+        if name == "update" and "task" in self.__dict__ and hasattr(self.task.base, "update"):
+            return self.task.base.update
         return super().__getattr__(name)
 
     @property
@@ -141,15 +125,15 @@ class DistillationLoss(nn.Module):
             loss (torch.Tensor): The task's terms followed by one per method, each times the batch size.
             items (dict[str, torch.Tensor]): The task's items followed by `NAME_loss` for each method.
         """
-        loss, items = self.base(preds, batch)
-        images = batch["img"]
+        loss, items = self.task(preds, batch)
+        images = self.task.images(batch)
         if not (self.training or self.lent):
             nothing = torch.full((), float("nan"), device=loss.device)
             return loss, {**items, **{f"{name}_loss": nothing for name in self.methods}}
-        terms = self._terms(preds, batch, loss.sum() / images.shape[0])
+        terms = self._terms(preds, batch, loss.sum() / images)
         added = torch.stack(list(terms.values()))
         items = {**items, **{f"{name}_loss": term.detach() for name, term in terms.items()}}
-        return torch.cat((loss, added.to(loss.dtype) * images.shape[0])), items
+        return torch.cat((loss, added.to(loss.dtype) * images)), items
 
     def _terms(self, preds: Any, batch: dict[str, torch.Tensor], task: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return each method's term as it is added to the loss per image."""
@@ -180,7 +164,7 @@ class DistillationLoss(nn.Module):
             return
         if self.head is not None:
             feats, preds = replayed(self.head, feats)
-            task = self.base(preds, batch)[0].sum() / batch["img"].shape[0]
+            task = self.task(preds, batch)[0].sum() / self.task.images(batch)
             self.methods.eval()  # queues and random streams have moved on with this batch already
             units = self._units(read_output(preds), batch)
             self.methods.train()
@@ -192,52 +176,30 @@ class DistillationLoss(nn.Module):
         index = self.stages.teacher(self.stage)
         link = self.links[index]
         teacher = link.teacher(batch["img"])
-        taps = {branch: self.pair(link, student, teacher, branch, batch) for branch in self.assignments}
+        taps = {branch: self.pair(link, student, teacher, branch, batch) for branch in self.task.branches}
         units: Units = {}
         for name, modules in self.methods.items():
             module = modules[index]
             module.stage, module.progress = self.stage, self.clock.progress
             for branch in taps if module.signal == "logits" else ["one2many"]:
-                weight = self._branch_weight(branch)
+                weight = self.task.weight(branch)
                 for part, term in module.parts(*taps[branch]).items():
                     unit = f"{name}_{part}" if part else name
                     _, total, weights = units.get(unit, (name, 0.0, 0.0))
                     units[unit] = (name, total + weight * term, weights + weight)
         return units
 
-    def _branch_weight(self, branch: str) -> float:
-        """Return a branch's weight in the task: 1 for heads of one branch, else the host's running weights."""
-        if len(self.assignments) == 1:
-            return 1.0
-        return float(self.base.o2m if branch == "one2many" else self.base.o2o)
-
     def pair(
         self, link: Link, student: Output, teacher: Output, branch: str, batch: dict[str, torch.Tensor]
     ) -> tuple[Taps, Taps, Targets]:
         """Return the taps of both sides and the targets for one branch of the student."""
-        other = link.teacher.branch_for(branch) if teacher.branches else None
-        towers = link.teacher.towers(other, link.teacher_view) if other else None
-        student_taps = link.student_view.taps(student, branch)
-        teacher_taps = link.teacher_view.taps(teacher, other, towers)
-        assignment = self.assignments[branch]
-        assert assignment.positives is not None and assignment.scores is not None, "the task assigned nothing"
-        sizes = [(feat.shape[-2], feat.shape[-1]) for feat in student.feats]
-        height, width = student_taps.image_size
-        x, y, w, h = batch["bboxes"].to(student_taps.feats[0].device).float().unbind(-1)
-        corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1)
-        targets = Targets(
-            boxes=corners * corners.new_tensor([width, height, width, height]),
-            labels=batch["cls"].view(-1).long().to(corners.device),
-            image_index=batch["batch_idx"].long().to(corners.device),
-            positives=link.student_view.anchors(assignment.positives, sizes),
-            scores=link.student_view.anchors(assignment.scores, sizes),
-        )
-        return student_taps, teacher_taps, targets
+        own, other = link.taps(student, teacher, branch)
+        return own, other, link.targets(self.task.targets(batch, branch, own.image_size), student)
 
     def _note(self, units: Units, terms: Mapping[str, torch.Tensor], factor: float) -> None:
         """Add the step to the epoch's means, and let the watch see the terms that should act."""
         self.seen += 1
-        objects = torch.stack([a.positives.sum() for a in self.assignments.values() if a.positives is not None]).sum()
+        objects = self.task.objects()
         acting: dict[str, bool] = {}
         for unit, (name, term, weight) in units.items():
             value = term.detach() / weight

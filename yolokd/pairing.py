@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yolokd.criterion import DistillationLoss, Link
+from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
+from yolokd.link import Link
 from yolokd.losses import LOSSES, build
 from yolokd.outputs import View, shared_levels
 from yolokd.rng import preserved_rng

@@ -172,7 +172,7 @@ def _cost(trainer: Any, batch: dict[str, Any]) -> None:
     distilled.clock.step = 1
     distilled.calibration = None  # measuring takes time in a few steps only
     seconds = {}
-    for name, criterion in (("plain", distilled.base), ("distilled", distilled)):
+    for name, criterion in (("plain", distilled.task.base), ("distilled", distilled)):
         for _ in range(2):  # the first is a warm-up
             start = time.perf_counter()
             loss = criterion(model(batch["img"]), batch)[0].sum()

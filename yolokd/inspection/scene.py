@@ -118,7 +118,7 @@ def look(
         "batch_idx": torch.zeros(len(known), device=device),
     }
     preds = model(images)
-    criterion.base(preds, batch)  # the task assigns its positives
+    criterion.task.base(preds, batch)  # the task assigns its positives
     link = criterion.links[0]
     student, taught, targets = criterion.pair(link, read_output(preds), link.teacher(images), "one2many", batch)
     view = link.student_view.classes
@@ -241,7 +241,7 @@ def _notes(scene: Scene, criterion: DistillationLoss, epoch: int | None, known: 
             f"Adapters of {', '.join(fresh)}: untrained, as at the start of a run; "
             f"what depends on them changes in training."
         )
-    one = "" if len(criterion.assignments) == 1 else " The student's one-to-many branch is shown."
+    one = "" if len(criterion.task.assignments) == 1 else " The student's one-to-many branch is shown."
     notes.append(
         f"Labels: {known} of the teacher's {len(scene.boxes)} detections stand in for labelled objects; "
         f"the task assigns {int(scene.targets.positives.sum())} positive anchors to them.{one}"
