@@ -51,19 +51,33 @@ class Task:
         """Return the batch's objects and a branch's assignment on all of the student's anchors.
 
         Args:
-            batch (dict[str, Any]): The host's batch; boxes are x, y, w, h as fractions of the image.
+            batch (dict[str, Any]): The host's batch; boxes are x, y, w, h as fractions of the image, with an
+                angle in radians after them where the task has rotated ones.
             branch (str): Head branch.
             size (tuple[int, int]): Height and width of the images in pixels.
         """
         assignment = self.assignments[branch]
         assert assignment.positives is not None and assignment.scores is not None, "the task assigned nothing"
         device = assignment.positives.device
-        x, y, w, h = batch["bboxes"].to(device).float().unbind(-1)
-        corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1)
+        scale = torch.tensor([size[1], size[0], size[1], size[0]], device=device, dtype=torch.float32)
         return Targets(
-            boxes=corners * corners.new_tensor([size[1], size[0], size[1], size[0]]),
+            boxes=corners(batch["bboxes"].to(device).float(), scale),
             labels=batch["cls"].view(-1).long().to(device),
             image_index=batch["batch_idx"].long().to(device),
             positives=assignment.positives,
             scores=assignment.scores,
         )
+
+
+def corners(boxes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return upright boxes in pixels as x1, y1, x2, y2 with shape (G, 4), around rotated ones where they have an angle.
+
+    Args:
+        boxes (torch.Tensor): x, y, w, h as fractions of the image, and the angle in radians or not, shape (G, 4 or 5).
+        scale (torch.Tensor): Width, height, width, height of the image in pixels, shape (4,).
+    """
+    centre, extent = (boxes[:, :4] * scale).chunk(2, dim=-1)
+    if boxes.shape[-1] == 5:
+        cos, sin = boxes[:, 4:].cos().abs(), boxes[:, 4:].sin().abs()
+        extent = extent * cos + extent.flip(-1) * sin
+    return torch.cat((centre - extent / 2, centre + extent / 2), dim=-1)

@@ -4,128 +4,34 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, RANK, YAML
-from ultralytics.utils.checks import check_model_file_from_stem
-from ultralytics.utils.torch_utils import autocast, init_seeds, unwrap_model
+from ultralytics.utils import RANK, YAML
+from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from yolokd import config, preflight
-from yolokd.clipping import StepGuard, clip_adapters
-from yolokd.clock import start_batch, start_epoch
-from yolokd.criterion import DistillationLoss
+from yolokd.arguments import Configured
+from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
 from yolokd.files import keep_rows, whole_checkpoints
-from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers, split_objects, take_off
+from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers, take_off
 from yolokd.pairing import build_criterion
 from yolokd.rng import preserved_rng
 from yolokd.state import FILE, find_state, forget_adapters, write_state
 from yolokd.teacher import Teacher, load_teacher
 from yolokd.teacher_run import fine_tune
 
-if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
-    _Host = DetectionTrainer
-else:
-    _Host = object
 
-
-class Distilling(_Host):
+class Distilling(Configured):
     """What distillation adds to an Ultralytics trainer; mixed in before the task's own trainer class.
 
     With `method=none` and `method=ultralytics` every override hands over to the host unchanged; checkpoints are whole
     files in any case.
-
-    Attributes:
-        methods (tuple[str, ...]): Chosen methods; empty for plain training and for the built-in distillation.
-        criterion (DistillationLoss | None): The student's criterion, once the model is set up.
-        teacher_objects (list[nn.Module]): Teachers that came as objects rather than as files.
     """
 
-    args: Any
     model: Any
     optimizer: Any
-
-    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
-        """Check our keys, hand the rest to the host, and leave no folder behind where something is wrong.
-
-        Args:
-            cfg (str | dict | SimpleNamespace): Base configuration, as the host takes it.
-            overrides (dict[str, Any], optional): Ultralytics' train arguments and those of `cfg/default.yaml`;
-                `teacher` may also be a `YOLO` or an `nn.Module`.
-            _callbacks (dict, optional): The host's callbacks.
-
-        Raises:
-            UserError: If a key of ours has a wrong value.
-        """
-        overrides = dict(overrides or {})
-        self.criterion: DistillationLoss | None = None
-        self.teacher_objects, overrides["teacher"] = split_objects(overrides.get("teacher"))
-        if overrides["teacher"] is None:
-            del overrides["teacher"]
-        overrides.update(config.check(overrides))
-        if not overrides.get("resume"):
-            merged = {**config.DEFAULTS, **overrides}
-            config.validate(merged)
-            if self.teacher_objects and merged["teacher_epochs"]:
-                raise UserError(
-                    "teacher_epochs= fine-tunes weights from a file, i.e. teacher=yolov8x.pt; give the file"
-                )
-            if config.methods(merged["method"]) == ("ultralytics",):
-                if self.teacher_objects:
-                    raise UserError("method=ultralytics takes its teacher as a weights file, i.e. teacher=yolov8x.pt")
-                overrides["distill_model"] = merged.get("distill_model") or as_list(merged["teacher"])[0]
-        self._norms: dict[str, torch.Tensor] = {}
-        self._val_terms = False
-        self._guard = StepGuard()
-        try:
-            super().__init__(config.merged_base(cfg), overrides, _callbacks)
-            self.methods = config.methods(self.args.method)
-            self.methods = () if self.methods == ("ultralytics",) else self.methods
-            self._locate_teachers()
-            self._check_precision()
-        except Exception:
-            discard_run(self)
-            raise
-        if self.methods:
-            for event, callback in (("on_train_epoch_start", start_epoch), ("on_train_batch_start", start_batch)):
-                if callback not in self.callbacks[event]:  # a DDP worker gets the launcher's callbacks
-                    self.add_callback(event, callback)
-
-    def _check_precision(self) -> None:
-        """Refuse bfloat16 where the host cannot train in it, which it would find in the first step."""
-        if self.args.amp == "bf16":
-            try:
-                with autocast(torch.bfloat16, device=self.device.type):
-                    pass
-            except RuntimeError as error:
-                raise UserError(
-                    f"amp=bf16 needs a GPU with native bfloat16, which device={self.device.type} has not; leave amp out"
-                ) from error
-
-    def _locate_teachers(self) -> None:
-        """Keep absolute paths of teachers that lie on this machine."""
-        teacher = self.args.teacher
-        if teacher and not self.teacher_objects:
-            files = [str(check_model_file_from_stem(name)) for name in as_list(teacher)]
-            found = [str(Path(file).resolve()) if Path(file).exists() else file for file in files]
-            self.args.teacher = found if isinstance(teacher, list) else found[0]
-
-    def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Resume with the checkpoint's own keys; of ours only `teacher` may be given anew."""
-        super().check_resume({key: value for key, value in overrides.items() if key not in config.DEFAULTS})
-        if self.resume:
-            if "method" not in vars(self.args):
-                raise UserError(
-                    f"resume={self.args.model}: no interrupted yolokd run. A finished run has nothing to go on "
-                    f"with; for plain runs use `yolo train resume`"
-                )
-            if overrides.get("teacher"):
-                self.args.teacher = overrides["teacher"]
-            for key, default in config.DEFAULTS.items():
-                if key not in vars(self.args):
-                    setattr(self.args, key, default)
 
     def train(self) -> Any:
         """Train; a teacher is fine-tuned first where asked, and handed to DDP workers where it is an object."""
