@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolokd import config
+from yolokd import config, consistency
 from yolokd.errors import UserError
 from yolokd.keys import Accepted
 
@@ -40,6 +40,8 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "none | gain | gap | frequency": ["fft", 0, False],
     "soft | binary": ["hard", 1, None],
     "together | sequence": ["both", 1, None],
+    "stages | together": ["both", 1, None],
+    "equal | confidence": ["mean", 1, None],
 }
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "float >= 0": [-0.001, float("nan"), float("inf")],
@@ -208,7 +210,7 @@ def test_methods_refuse(value, part):
     ids=str,
 )
 def test_validate_accepts(good):
-    config.validate(args(**good))
+    consistency.validate(args(**good))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_validate_accepts(good):
 )
 def test_validate_refuses(bad, parts):
     with pytest.raises(UserError) as error:
-        config.validate(args(**bad))
+        consistency.validate(args(**bad))
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert "\n" not in str(error.value)
 
@@ -258,7 +260,7 @@ def test_a_teacher_that_is_not_used_is_said(monkeypatch):
 
     said: list[str] = []
     monkeypatch.setattr(LOGGER, "warning", said.append)
-    config.validate(args(teacher="t.pt", method="none"))
+    consistency.validate(args(teacher="t.pt", method="none"))
     assert len(said) == 1 and "teacher=t.pt is ignored" in said[0]
 
 
@@ -287,7 +289,7 @@ def test_a_recipe_is_valid_and_shows_defaults_but_for_what_makes_it(name):
     keys = yaml.safe_load(text)
     checked = config.check(keys)
     assert set(keys) <= set(config.KEYS)
-    config.validate(args(**TEACHER, **checked))
+    consistency.validate(args(**TEACHER, **checked))
     chosen = config.methods(keys["method"])
     assert chosen == {"dmkd": ("dfmsd",), "gdetkd": ("sgfi", "ckd"), "dfmsd+pcd": ("dfmsd", "pcd")}.get(name, (name,))
     assert all(key.split("_")[0] in {"method", "kd", *chosen} for key in keys)

@@ -22,7 +22,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import ModelEMA, strip_optimizer
 
 from tests.tiny import overrides_for, save_model, set_up, tiny_args, tiny_batch, tiny_criterion, tiny_model
-from yolokd import config
+from yolokd import config, consistency
 from yolokd.calibration import gradient_norm
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
@@ -226,7 +226,7 @@ def test_the_validators_loss_keys_are_the_items_of_the_last_step(ready: Any) -> 
 
 def test_training_quantised_is_refused_with_a_teacher() -> None:
     with pytest.raises(UserError, match="quantize=8 does not go with a teacher"):
-        config.validate({**config.merged_base(), "method": "dfmsd", "teacher": "yolov8x.pt", "quantize": 8})
+        consistency.validate({**config.merged_base(), "method": "dfmsd", "teacher": "yolov8x.pt", "quantize": 8})
 
 
 def test_a_compiled_graph_hides_the_neck_maps_from_the_task() -> None:

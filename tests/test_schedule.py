@@ -91,8 +91,11 @@ def test_stages_follow_a_new_number_of_epochs() -> None:
 
 
 def test_each_stage_has_its_teacher_or_the_last_one() -> None:
-    assert [Stages((0.3, 0.7), 3).teacher(stage) for stage in range(3)] == [0, 1, 2]
-    assert [Stages((0.3, 0.7), 1).teacher(stage) for stage in range(3)] == [0, 0, 0]
+    assert [Stages((0.3, 0.7), 3).acting(stage) for stage in range(3)] == [[0], [1], [2]]
+    assert [Stages((0.3, 0.7), 1).acting(stage) for stage in range(3)] == [[0], [0], [0]]
+    assert Stages((0.5,), 3, together=True).acting(1) == [0, 1, 2]
+    assert Stages((0.5,), 3, together=True).ramp(1, 5.0, 10) == 1.0
+    assert Stages.parse("auto", teachers=3, together=True) == Stages((0.5,), 3, True)
 
 
 def test_a_new_teacher_ramps_up_over_one_epoch() -> None:

@@ -12,7 +12,7 @@ from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import autocast
 
-from yolokd import config
+from yolokd import config, consistency
 from yolokd.clipping import StepGuard
 from yolokd.clock import start_batch, start_epoch
 from yolokd.criterion import DistillationLoss
@@ -57,7 +57,7 @@ class Configured(_Host):
         overrides.update(config.check(overrides))
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **overrides}
-            config.validate(merged)
+            consistency.validate(merged)
             if self.teacher_objects and merged["teacher_epochs"]:
                 raise UserError(
                     "teacher_epochs= fine-tunes weights from a file, i.e. teacher=yolov8x.pt; give the file"

@@ -16,7 +16,7 @@ def run_train(words: list[str]) -> int:
     from ultralytics.cfg import TASK2DATA, get_cfg
     from ultralytics.utils import LOGGER
 
-    from yolokd import config, inputs
+    from yolokd import config, consistency, inputs
 
     base = config.merged_base()
     given = parse(words, base)
@@ -41,7 +41,7 @@ def run_train(words: list[str]) -> int:
                 args = get_cfg(base, dict(overrides))
         except HOST_MISTAKES as error:
             raise UserError(inputs.reason(error)) from error
-        config.validate(vars(args))
+        consistency.validate(vars(args))
         folder = inputs.run_folder(args)
     overrides["model"] = inputs.weights("model", overrides["model"], trained=bool(resume))
     _check_teachers(overrides)
@@ -72,7 +72,7 @@ def _prepare_resume(overrides: dict[str, Any]) -> None:
 
 def _check_teachers(overrides: dict[str, Any]) -> None:
     """Find the teachers' files, and load each once to see that it can teach."""
-    from yolokd import config, inputs
+    from yolokd import config, consistency, inputs
     from yolokd.teacher import load_teacher
 
     if overrides.get("teacher") is None or not config.methods(overrides.get("method", config.DEFAULTS["method"])):

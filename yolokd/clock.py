@@ -47,7 +47,7 @@ def start_epoch(trainer: Any) -> None:
     clock.epoch, clock.step, clock.steps = trainer.epoch, 0, len(trainer.train_loader)
     clock.epochs, clock.close_mosaic = trainer.epochs, trainer.args.close_mosaic
     if criterion.stages.count > 1 and (criterion.stage != before or trainer.epoch == trainer.start_epoch):
-        which = criterion.stages.teacher(criterion.stage) + 1
+        which = ", ".join(str(index + 1) for index in criterion.stages.acting(criterion.stage))
         LOGGER.info(f"distillation: stage {criterion.stage + 1} of {criterion.stages.count}, teacher {which}")
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from yolokd.calibration import GainCalibration, replayed
 from yolokd.clock import Clock
+from yolokd.ensemble import confidence_weights
 from yolokd.errors import UserError
 from yolokd.link import Link
 from yolokd.losses.base import DistillLoss
@@ -48,6 +49,7 @@ class DistillationLoss(nn.Module):
         schedule: Schedule,
         stages: Stages,
         calibrate: bool = True,
+        by_confidence: bool = False,
     ):
         """Join base criterion, teachers and methods.
 
@@ -60,12 +62,14 @@ class DistillationLoss(nn.Module):
             schedule (Schedule): Course of the terms.
             stages (Stages): Which teacher acts when.
             calibrate (bool): Whether the shares are gradient shares to be measured.
+            by_confidence (bool): Whether teachers that act together are weighted by their confidence, else equally.
         """
         super().__init__()
         self.links = list(links)
         self.methods: Any = nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in methods.items()})
         self.schedule, self.stages = schedule, stages
         self.gains = dict(shares)
+        self.by_confidence = by_confidence
         self.calibration = GainCalibration(shares) if calibrate else None
         self.clock = Clock()
         self.lent = False
@@ -172,21 +176,28 @@ class DistillationLoss(nn.Module):
         self.calibration.measure(task, bare, [feats[index] for index in learning])
 
     def _units(self, student: Output, batch: dict[str, torch.Tensor]) -> Units:
-        """Return each unit's method, its sum over branches by their weight in the task, and the sum of the weights."""
-        index = self.stages.teacher(self.stage)
-        link = self.links[index]
-        teacher = link.teacher(batch["img"])
-        taps = {branch: self.pair(link, student, teacher, branch, batch) for branch in self.task.branches}
+        """Return each unit's method, its sum over teachers and branches by their weights, and the sum of the weights."""
+        acting = self.stages.acting(self.stage)
+        taps = {}
+        for index in acting:
+            link = self.links[index]
+            teacher = link.teacher(batch["img"])
+            taps[index] = {branch: self.pair(link, student, teacher, branch, batch) for branch in self.task.branches}
+        shares: Sequence[Any] = [1 / len(acting)] * len(acting)
+        if self.by_confidence and len(acting) > 1:
+            sides = [taps[index]["one2many"] for index in acting]
+            shares = confidence_weights([side[1] for side in sides], [side[2] for side in sides]).unbind()
         units: Units = {}
         for name, modules in self.methods.items():
-            module = modules[index]
-            module.stage, module.progress = self.stage, self.clock.progress
-            for branch in taps if module.signal == "logits" else ["one2many"]:
-                weight = self.task.weight(branch)
-                for part, term in module.parts(*taps[branch]).items():
-                    unit = f"{name}_{part}" if part else name
-                    _, total, weights = units.get(unit, (name, 0.0, 0.0))
-                    units[unit] = (name, total + weight * term, weights + weight)
+            for index, share in zip(acting, shares):
+                module = modules[index]
+                module.stage, module.progress = self.stage, self.clock.progress
+                for branch in taps[index] if module.signal == "logits" else ["one2many"]:
+                    weight = self.task.weight(branch)
+                    for part, term in module.parts(*taps[index][branch]).items():
+                        unit = f"{name}_{part}" if part else name
+                        _, total, weights = units.get(unit, (name, 0.0, 0.0))
+                        units[unit] = (name, total + weight * share * term, weights + weight / len(acting))
         return units
 
     def pair(

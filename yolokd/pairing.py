@@ -161,8 +161,15 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
     for text in dict.fromkeys(str(note.message) for note in noted):
         LOGGER.warning(f"distillation: {text}")
     logit_branches = {"one2many", "one2one"} if two_branches else {"one2many"}
+    by_confidence = args.kd_teacher_weights == "confidence"
     for teacher in teachers:
-        wanted = {
+        if by_confidence and not match_classes(model.names, teacher.names):
+            raise UserError(
+                f"kd_teacher_weights=confidence weighs teachers by their class probabilities, but one of them knows "
+                f"none of the data's classes ({_some(model.names)}); use kd_teacher_weights=equal"
+            )
+        wanted = {teacher.branch_for("one2many")} if by_confidence else set()
+        wanted |= {
             teacher.branch_for(branch)
             for name in needs_head
             for branch in (logit_branches if LOSSES[name].signal == "logits" else {"one2many"})
@@ -175,7 +182,8 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
         methods=modules,
         shares=unit_shares({name: items[0] for name, items in modules.items()}, args),
         schedule=Schedule(args.kd_warmup, args.kd_decay, args.kd_stop),
-        stages=Stages.parse(args.dfmsd_stages if staged else [], len(teachers)),
+        stages=Stages.parse(args.dfmsd_stages if staged else [], len(teachers), args.kd_teachers == "together"),
         calibrate=args.kd_gain == "auto",
+        by_confidence=args.kd_teacher_weights == "confidence",
     )
     return criterion.to(device)

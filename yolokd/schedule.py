@@ -58,17 +58,19 @@ class Stages:
     Attributes:
         points (tuple[float, ...]): Rising fractions of the epochs at which the next stage begins; empty for one stage.
         teachers (int): Number of teachers; stage i uses teacher i, or the last one.
+        together (bool): Whether every stage uses all teachers instead.
     """
 
     points: tuple[float, ...] = ()
     teachers: int = 1
+    together: bool = False
 
     @classmethod
-    def parse(cls, value: str | Sequence[float], teachers: int) -> Stages:
-        """Read the `dfmsd_stages` key: `auto` gives equal parts, two with a single teacher."""
-        count = max(teachers, 2)
+    def parse(cls, value: str | Sequence[float], teachers: int, together: bool = False) -> Stages:
+        """Read the `dfmsd_stages` key: `auto` gives equal parts, two where no stage has a teacher of its own."""
+        count = 2 if together else max(teachers, 2)
         points = [i / count for i in range(1, count)] if value == "auto" else [float(point) for point in value]
-        return cls(tuple(points), teachers)
+        return cls(tuple(points), teachers, together)
 
     @property
     def count(self) -> int:
@@ -83,9 +85,9 @@ class Stages:
         """Return the stage of an epoch, both counted from 0."""
         return sum(start <= epoch for start in self.starts(epochs)) - 1
 
-    def teacher(self, stage: int) -> int:
-        """Return the index of the teacher that a stage uses."""
-        return min(stage, self.teachers - 1)
+    def acting(self, stage: int) -> list[int]:
+        """Return the indices of the teachers that a stage uses."""
+        return list(range(self.teachers)) if self.together else [min(stage, self.teachers - 1)]
 
     def ramp(self, stage: int, position: float, epochs: int) -> float:
         """Return the ramp of a stage's new adapters: linear over one epoch, 1 where the teacher stayed the same.
@@ -95,6 +97,6 @@ class Stages:
             position (float): Epochs done, with the fraction of the running one.
             epochs (int): Epochs of the run.
         """
-        if stage == 0 or self.teacher(stage) == self.teacher(stage - 1):
+        if stage == 0 or self.acting(stage) == self.acting(stage - 1):
             return 1.0
         return min(position - self.starts(epochs)[stage], 1.0)

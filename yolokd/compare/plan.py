@@ -161,7 +161,7 @@ def make_plan(
     """
     from ultralytics.cfg import get_cfg
 
-    from yolokd import config, inputs
+    from yolokd import config, consistency, inputs
     from yolokd.environment import environment
 
     arguments = {"model": model, "data": data, **{k: v for k, v in train.items() if k != "device"}}
@@ -177,7 +177,7 @@ def make_plan(
                 checked = get_cfg(config.merged_base(), {**arguments, **own})
         except (SyntaxError, TypeError, ValueError) as error:
             raise UserError(inputs.reason(error)) from error
-        config.validate(vars(checked))
+        consistency.validate(vars(checked))
         described.append({"name": name, "method": name, "arguments": own})
     fingerprint = identify(arguments, teachers, split)
     several = ["several teachers: the gap is that to the last one, which Ultralytics' distillation learns from alone"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolokd import config, inputs
+from yolokd import config, consistency, inputs
 from yolokd.errors import UserError
 from yolokd.inspection.drawing import draw
 from yolokd.inspection.scene import Scene, look
@@ -78,7 +78,7 @@ def inspect(
     methods = config.methods(merged["method"])
     if methods in {(), ("ultralytics",)}:
         raise UserError(f"method={merged['method']} is none of our methods; give one, i.e. method=dfmsd+pcd")
-    config.validate(merged)
+    consistency.validate(merged)
     picture = _read_image(Path(_given("source", source)))
     try:
         with config.quiet():
