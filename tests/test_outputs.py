@@ -10,7 +10,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from tests.tiny import NAMES, tiny_batch, tiny_model
-from yolokd.outputs import View, read_output, shared_levels
+from yolokd.outputs import View, read_output
 
 COUNT = 64 + 16 + 4  # anchors of a 64x64 image on strides 8, 16 and 32
 
@@ -113,19 +113,3 @@ def test_a_view_of_the_neck_alone_has_no_head_output() -> None:
     taps = View((8, 16, 32), (0, 1, 2)).taps(output, None)
     assert taps.logits is None
     assert taps.boxes is None
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "wanted", "expected"),
-    [
-        ((8, 16, 32), (8, 16, 32), None, [8, 16, 32]),
-        ((4, 8, 16, 32), (8, 16, 32), None, [8, 16, 32]),
-        ((8, 16, 32), (8, 16, 32, 64), None, [8, 16, 32]),
-        ((8, 16, 32), (8, 16, 32), (16, 32), [16, 32]),
-        ((8, 16, 32), (64,), None, []),
-    ],
-)
-def test_levels_are_shared_by_stride(
-    student: tuple[int, ...], teacher: tuple[int, ...], wanted: tuple[int, ...] | None, expected: list[int]
-) -> None:
-    assert shared_levels(student, teacher, wanted) == expected

@@ -7,9 +7,11 @@ import torch
 
 from tests.tiny import NAMES, tiny_args, tiny_batch, tiny_criterion, tiny_model
 from yolokd import config
+from yolokd.classes import data_classes, fold, match_classes
 from yolokd.errors import UserError
 from yolokd.losses import build
-from yolokd.pairing import build_criterion, fold, link, match_classes, unit_shares
+from yolokd.outputs import read_output
+from yolokd.pairing import build_criterion, link, unit_shares
 from yolokd.taps import Pair
 from yolokd.teacher import Teacher, load_teacher
 
@@ -116,9 +118,104 @@ def test_no_known_class_is_fine_for_feature_methods() -> None:
     assert float(student(tiny_batch())[1]["dfmsd_loss"]) > 0
 
 
-def test_other_input_channels_are_refused() -> None:
-    with pytest.raises(UserError, match="teacher takes 1 input channels and the data has 3"):
-        tiny_criterion("dfmsd", "yolov8n", tiny_model(channels=1, seed=2))
+def test_more_input_channels_than_the_data_has_are_refused_with_the_way_out() -> None:
+    with pytest.raises(UserError, match=r"teacher takes 4 .* the data has 3.*teacher_channels=\[0,1,2,2\]"):
+        tiny_criterion("dfmsd", "yolov8n", tiny_model(channels=4, seed=2))
+
+
+# Class maps -----------------------------------------------------------------------------------------------------------
+COCO = (*(f"thing {i}" for i in range(79)), "Square")
+
+
+def test_a_map_pairs_classes_that_are_called_otherwise() -> None:
+    teacher = dict(enumerate(("automobile", "City Bus", "square", "lorry")))
+    data = dict(enumerate(("car", "square", "Bus", "truck")))
+    assert match_classes(data, teacher) == [(1, 2)]
+    assert match_classes(data, teacher, {"CAR": "Automobile", "bus": "city_bus"}) == [(0, 0), (1, 2), (2, 1)]
+    assert match_classes(data, teacher, {"square": "lorry"}) == [(1, 3)]  # the map comes before the name
+    assert match_classes(data, teacher, {"car": "lorry", "truck": "lorry"}) == [(0, 3), (1, 2), (3, 3)]
+    assert match_classes(data, teacher, {"car": ["lorry", "automobile", "lorry"]}) == [(0, (3, 0)), (1, 2)]
+    assert data_classes(match_classes(data, teacher, {"car": ["lorry", "automobile"], "truck": "lorry"})) == {
+        3: 0,
+        0: 0,
+        2: 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("class_map", "message"),
+    [
+        ({"squares": "dog"}, r"kd_class_map: the data has no class 'squares'; did you mean square\?"),
+        ({"square": "dogs"}, r"kd_class_map: the teacher has no class 'dogs'; did you mean dog\?"),
+        ({"square": ["dog", "zebra"]}, r"the teacher has no class 'zebra'; it knows dog, cat$"),
+    ],
+)
+def test_names_of_a_map_that_a_side_does_not_know_are_refused(class_map: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_criterion("pcd", "yolov8n", tiny_model(names=("dog", "cat"), seed=2), kd_class_map=class_map)
+
+
+def test_a_mapped_teacher_teaches_the_same_as_one_of_the_same_names() -> None:
+    renamed = tiny_model("yolov8n", seed=2)
+    renamed.names = {0: "round", 1: "square", 2: "three corners"}
+    class_map = "{circle: round, 'triangle up': three-corners}"
+    items = [
+        tiny_criterion("pcd+bckd", "yolov8n", teacher, **overrides)[0](tiny_batch())[1]
+        for teacher, overrides in ((tiny_model("yolov8n", seed=2), {}), (renamed, {"kd_class_map": class_map}))
+    ]
+    assert all(torch.equal(items[0][key], items[1][key]) for key in items[0])
+
+
+def test_of_several_teacher_classes_the_likeliest_counts() -> None:
+    teacher = tiny_model(names=("ball", "ring", "square", "tile"), seed=2)
+    class_map = {"circle": ["ball", "ring"], "square": ["square", "tile"]}
+    model, criterion = tiny_criterion("bckd+crosskd", "yolov8n", teacher, kd_class_map=class_map)
+    link, images = criterion.links[0], tiny_batch()["img"]
+    assert (link.student_view.classes, link.teacher_view.classes) == ((0, 1), ((0, 1), (2, 3)))
+    output = link.teacher(images)
+    _, taps = link.taps(read_output(model(images)), output, "one2many")
+    raw = output.branches["one2many"].logits
+    assert taps.logits is not None and taps.towers is not None
+    expected = torch.stack((torch.maximum(raw[..., 0], raw[..., 1]), torch.maximum(raw[..., 2], raw[..., 3])), dim=-1)
+    assert torch.equal(taps.logits, expected)
+    assert torch.allclose(taps.towers(taps.feats)[0], expected, atol=1e-4)
+    loss, items = model(tiny_batch())
+    loss.sum().backward()
+    assert float(items["bckd_loss"]) > 0 and float(items["crosskd_loss"]) > 0
+
+
+@pytest.mark.parametrize("method", ["pcd", "bckd", "softkd", "ld", "crosskd", "samkd"])
+def test_unmatched_classes_get_nothing_and_weigh_nothing(method: str) -> None:
+    """3 classes of the data, 80 of the teacher's, one name in common (softkd needs two): it alone is distilled."""
+    names, common = (COCO, [1]) if method != "softkd" else (("Circle", *COCO[1:]), [0, 1])
+    batch, values, grads = tiny_batch(), [], []
+    for raised in (0.0, 50.0):
+        teacher = tiny_model(names=names, seed=2)
+        for tower in teacher.model[-1].cv3:
+            tower[-1].bias.data[1:79] += raised  # certain of every class that the data does not have
+        model, criterion = tiny_criterion(method, "yolov8n", teacher, samkd_feature=0.0)
+        assert criterion.links[0].student_view.classes == tuple(common)
+        preds = model(batch["img"])
+        loss, items = model.loss(batch, preds)
+        values.append(items[f"{method}_loss"])
+        grads.append(torch.autograd.grad(loss[-1], preds["scores"], allow_unused=True)[0])
+    assert float(values[0]) > 0
+    assert torch.equal(*values)
+    acted = [] if method in {"ld", "crosskd"} else common  # those two do not act on the student's class logits
+    assert [index for index in range(3) if bool(grads[0][:, index].any())] == acted
+    assert torch.equal(*grads)
+
+
+def test_confidence_of_unmatched_classes_weighs_no_teacher() -> None:
+    teachers = [tiny_model(names=COCO, seed=2), tiny_model(names=COCO, seed=3)]
+    values = []
+    for raised in (False, True):
+        if raised:
+            for tower in teachers[0].model[-1].cv3:
+                tower[-1].bias.data[:79] += 50.0
+        model, _ = tiny_criterion("dfmsd", "yolov8n", teachers, kd_teachers="together", kd_teacher_weights="confidence")
+        values.append(model(tiny_batch())[1]["dfmsd_loss"])
+    assert float(values[0]) > 0 and torch.equal(*values)
 
 
 def modules(*names: str) -> dict[str, object]:

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from yolokd.classes import data_classes, match_classes
 from yolokd.coco import Evaluation, bootstrap, score
 from yolokd.errors import UserError
-from yolokd.pairing import match_classes
 from yolokd.rng import preserved_rng
 
 __all__ = ("Evaluation", "bootstrap", "coco_ground_truth", "evaluate", "map_classes", "predict", "score")
@@ -179,7 +179,7 @@ def map_classes(model: Mapping[int, str], dataset: Mapping[int, str]) -> dict[in
     """
     if dict(model) == dict(dataset):
         return {index: index for index in model}
-    matched = {index: target for target, index in match_classes(dataset, model)}
+    matched = data_classes(match_classes(dataset, model))
     if not matched and len(model) == len(dataset):
         return dict(zip(sorted(model), sorted(dataset)))
     if not matched:

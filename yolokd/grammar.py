@@ -42,7 +42,7 @@ def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     try:
-        merged = merge_equals_args(list(words))
+        merged = merge_equals_args(join_braces(words))
     except (SyntaxError, IndexError) as error:
         raise UserError(f"{' '.join(words)}: {error}; write key=value or key=[a,b]") from None
     for word in merged:
@@ -68,6 +68,19 @@ def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
         else:
             raise UserError(f"{unknown_key(word, known)}; arguments are written key=value")
     return {**recipe, **given}
+
+
+def join_braces(words: Sequence[str]) -> list[str]:
+    """Return the words with those between braces joined, as `kd_class_map={car: automobile}` comes from a shell."""
+    joined: list[str] = []
+    depth = 0
+    for word in words:
+        if depth > 0:
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+        depth += word.count("{") - word.count("}")
+    return joined
 
 
 def read_recipe(value: str) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from yolokd.errors import UserError
+from yolokd.mappings import read_mapping
 
 SCALARS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
+MAPPING = "a mapping of names (with its braces in quotes) or a YAML file of one"
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Accepted:
     """One accepted form of a value: a literal word, or a scalar type, single or as a list, within a range.
 
     Attributes:
-        kind (str): `bool`, `int`, `float`, `str`, or the word itself.
+        kind (str): `bool`, `int`, `float`, `str`, `dict`, or the word itself.
         many (bool): Whether a list of such values is meant; the range then holds for each.
         low (float): Smallest value.
         high (float): Largest value.
@@ -48,8 +50,8 @@ class Accepted:
         """The form in words, for messages."""
         if self.many:
             return f"a list of {self.text[5:].replace(']', '', 1)}"
-        if self.kind == "bool":
-            return "True or False"
+        if self.kind in {"bool", "dict"}:
+            return "True or False" if self.kind == "bool" else MAPPING
         article = "an " if self.kind == "int" else "a "
         return article + self.text if self.kind in SCALARS else self.text
 
@@ -58,6 +60,8 @@ class Accepted:
         if self.many:
             single = Accepted(self.kind, False, self.low, self.high, self.above, self.text)
             return [single.convert(item) for item in _as_list(value)]
+        if self.kind == "dict":
+            return read_mapping(value)
         if self.kind not in SCALARS:
             if str(value).lower() != self.kind or isinstance(value, bool):
                 raise ValueError
@@ -119,7 +123,7 @@ class Key:
     @property
     def example(self) -> str:
         """A valid value as typed on the command line: the one given in the meaning, else the default."""
-        match = re.search(r"i\.e\. (\[[^\]]*\]|[\w./-]+)", self.meaning)
+        match = re.search(r"i\.e\. (\[[^\]]*\]|\{[^}]*\}|[\w./-]+)", self.meaning)
         return match[1] if match else str(self.default).replace(" ", "")
 
     def check(self, value: Any) -> Any:
@@ -142,6 +146,8 @@ class Key:
         for form in self.accepted:
             try:
                 return form.convert(value)
+            except UserError as error:  # about a file that was named
+                raise UserError(f"{self.name}={error}") from None
             except ValueError:
                 continue
         forms = " or ".join([form.words for form in self.accepted] + ["none"] * self.optional)

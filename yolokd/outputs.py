@@ -15,18 +15,23 @@ BRANCHES = ("one2many", "one2one")
 
 @dataclass(frozen=True)
 class Branch:
-    """Raw output of one head branch: logits with shape (B, A, K) and boxes with shape (B, A, 4 * R)."""
+    """Raw output of a head branch: logits with shape (B, A, K), boxes (B, A, 4 * R), angles, if any, (B, A, 1)."""
 
     logits: torch.Tensor
     boxes: torch.Tensor
+    angles: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Output:
-    """Neck maps and head branches of one model on one batch; a head with one branch has `one2many` alone."""
+    """Neck maps and head branches of one model on one batch; a head with one branch has `one2many` alone.
+
+    A head of queries has no branch, and its boxes in pixels with shape (B, Q, 4) as `regions`.
+    """
 
     feats: Sequence[torch.Tensor]
     branches: dict[str, Branch] = field(default_factory=dict)
+    regions: torch.Tensor | None = None
 
 
 def read_output(preds: Any) -> Output:
@@ -42,6 +47,8 @@ def read_output(preds: Any) -> Output:
     Raises:
         TypeError: If the output has another form.
     """
+    if isinstance(preds, Output):
+        return preds
     if isinstance(preds, list):
         return Output(feats=preds)
     if isinstance(preds, tuple):
@@ -50,7 +57,12 @@ def read_output(preds: Any) -> Output:
         raise TypeError(f"the head returned {type(preds).__name__} without raw maps; only Detect-type heads are read")
     raw = {name: preds[name] for name in BRANCHES if preds.get(name)} or {"one2many": preds}
     branches = {
-        name: Branch(part["scores"].transpose(1, 2), part["boxes"].transpose(1, 2)) for name, part in raw.items()
+        name: Branch(
+            part["scores"].transpose(1, 2),
+            part["boxes"].transpose(1, 2),
+            part["angle"].transpose(1, 2) if "angle" in part else None,
+        )
+        for name, part in raw.items()
     }
     return Output(feats=next(iter(raw.values()))["feats"], branches=branches)
 
@@ -62,12 +74,24 @@ class View:
     Attributes:
         strides (tuple[int, ...]): Strides of the model's own levels, finest first.
         levels (tuple[int, ...]): Indices of the levels that take part.
-        classes (tuple[int, ...] | None): Indices of the classes that take part, or None for all in their order.
+        classes (tuple[int | tuple[int, ...], ...] | None): Indices of the classes that take part, several as a tuple
+            where they stand for one class of the partner; None for all in their order.
     """
 
     strides: tuple[int, ...]
     levels: tuple[int, ...]
-    classes: tuple[int, ...] | None = None
+    classes: tuple[int | tuple[int, ...], ...] | None = None
+
+    def select(self, logits: torch.Tensor) -> torch.Tensor:
+        """Keep the classes that take part of logits with shape (B, A, K); the largest of several in one place."""
+        if self.classes is None:
+            return logits
+        groups = [(item,) if isinstance(item, int) else item for item in self.classes]
+        longest = max(len(group) for group in groups)
+        if longest == 1:
+            return logits[..., [group[0] for group in groups]]
+        filled = [[*group, *[group[0]] * (longest - len(group))] for group in groups]
+        return logits[..., filled].amax(-1)  # (B, A, K, N) -> (B, A, K)
 
     def anchors(self, values: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Keep the shared levels of per-anchor values with shape (B, A, ...); `sizes` are those of all levels."""
@@ -79,16 +103,13 @@ class View:
     def taps(self, output: Output, branch: str | None, towers: Callable[..., Any] | None = None) -> Taps:
         """Return the taps of one branch, or of the neck alone where `branch` is None."""
         sizes = [(feat.shape[-2], feat.shape[-1]) for feat in output.feats]
-        logits = boxes = None
+        logits = boxes = angles = None
         if branch is not None:
             raw = output.branches[branch]
             logits, boxes = self.anchors(raw.logits, sizes), self.anchors(raw.boxes, sizes)
-            if self.classes is not None:
-                logits = logits[..., list(self.classes)]
+            if raw.angles is not None:
+                angles = self.anchors(raw.angles, sizes)
+            logits = self.select(logits)
         strides = tuple(self.strides[i] for i in self.levels)
-        return Taps([output.feats[i] for i in self.levels], strides, logits, boxes, towers)
-
-
-def shared_levels(student: Sequence[int], teacher: Sequence[int], wanted: Sequence[int] | None = None) -> list[int]:
-    """Return the strides that both models have, finest first, restricted to the wanted ones."""
-    return [stride for stride in student if stride in teacher and (not wanted or stride in wanted)]
+        feats = [output.feats[i] for i in self.levels]
+        return Taps(feats, strides, logits, boxes, towers, angles, output.regions)

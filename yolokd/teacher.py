@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.modules.head import Detect, RTDETRDecoder
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolokd.errors import UserError
-from yolokd.outputs import Output, read_output
+from yolokd.heads import class_names, reduce_head, task_of, text_embeddings, why_not_dense
+from yolokd.images import Sight
+from yolokd.neck import Neck, input_channels, model_strides, neck_channels
+from yolokd.outputs import Output, View, read_output
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,7 +35,7 @@ def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[
         fingerprint (str): First 16 hex digits of the SHA-256 of its parameters and buffers.
 
     Raises:
-        UserError: If the file cannot be read or holds no detector with dense outputs.
+        UserError: If the file cannot be read or holds no detector.
     """
     if isinstance(source, nn.Module):
         model, label = deepcopy(source).float(), type(source).__name__
@@ -44,16 +47,22 @@ def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{key}='{label}' cannot be loaded: {reason}") from error
     head = getattr(model, "model", [None])[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
-    if not isinstance(head, Detect):
+    if not isinstance(head, (Detect, RTDETRDecoder)):
         last = type(model if head is None else head).__name__
-        raise UserError(f"{key}='{label}' ends in {last}; a teacher must be a YOLO detection model, i.e. yolov8x.pt")
+        raise UserError(
+            f"{key}='{label}' ends in {last}; a teacher must be a YOLO detection model, i.e. yolov8x.pt, or one for "
+            f"segmentation, poses or rotated boxes, or an RT-DETR"
+        )
     return model.eval(), fingerprint(model)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the first 16 hex digits of the SHA-256 over names and values of the model's state."""
+    """Return the first 16 hex digits of the SHA-256 over a model's state, class embeddings included."""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    held = {"embeddings": text_embeddings(model)} if hasattr(model, "set_classes") else {}
+    for name, value in (*model.state_dict().items(), *held.items()):
+        if value is None:
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -67,30 +76,6 @@ def is_untrained(model: nn.Module) -> bool:
     return bool(kept) and all(not mean.any() and bool(torch.all(var == 1)) for mean, var in kept)
 
 
-def model_strides(model: Any) -> tuple[int, ...]:
-    """Return the strides of a detector's levels in pixels, finest first."""
-    return tuple(int(stride) for stride in model.model[-1].stride.tolist())
-
-
-@torch.no_grad()
-def neck_channels(model: Any, channels: int) -> tuple[int, ...]:
-    """Return the channels of the neck maps, found by a forward pass so that pruned models are read as they are.
-
-    Args:
-        model (nn.Module): A detector; its mode and its statistics are left as they are.
-        channels (int): Input channels.
-    """
-    training = model.training
-    model.eval()
-    parameter = next(model.parameters())
-    size = 2 * max(32, *model_strides(model))
-    try:
-        output = read_output(model(torch.zeros(1, channels, size, size, device=parameter.device)))
-    finally:
-        model.train(training)
-    return tuple(int(feat.shape[1]) for feat in output.feats)
-
-
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Return whether the processor multiplies bfloat16 natively (avx512_bf16 or amx); False on other devices."""
     if device.type != "cpu":
@@ -102,21 +87,6 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-class _Neck(nn.Module):
-    """Stands in for a teacher's head where only its neck maps are used."""
-
-    def __init__(self, head: nn.Module):
-        """Take over the place of a head in the layer graph."""
-        super().__init__()
-        self.f: Any = head.f
-        self.i: Any = head.i
-        self.np = 0
-
-    def forward(self, x: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the maps that would enter the head."""
-        return x
-
-
 class Teacher:
     """A frozen detector behind a plain handle.
 
@@ -126,9 +96,15 @@ class Teacher:
 
     Attributes:
         names (dict[int, str]): Class names.
-        strides (tuple[int, ...]): Strides of the levels in pixels.
+        task (str): What it was made for: `detect`, `segment`, `pose` or `obb`.
+        rotated (bool): Whether its boxes are rotated.
+        unprompted (bool): Whether it is an open-vocabulary model without classes.
+        not_dense (str): Why it has no class logits and boxes on a dense grid; empty where it has.
+        input_channels (int): Channels of the images that it takes.
+        strides (tuple[int, ...]): Strides of the levels in pixels of its own images.
         channels (tuple[int, ...]): Channels of the neck maps.
         reg_max (int): Box bins per side.
+        sight (Sight): What it sees of the student's images.
         fingerprint (str): Identity of the weights.
         parameters (int): Number of parameters.
         untrained (bool): Whether its batch normalisations hold their initial statistics.
@@ -142,17 +118,28 @@ class Teacher:
             identity (str): Fingerprint of its weights.
         """
         head = model.model[-1]
-        self.input_channels = int(getattr(model, "yaml", {}).get("channels", 3))
-        self.names = {int(k): str(v) for k, v in model.names.items()}
+        self.input_channels = input_channels(model)
+        self.names = class_names(model)
+        self.task = task_of(head)
+        self.rotated = self.task == "obb"
+        self.not_dense = why_not_dense(model)
+        self.unprompted = bool(self.not_dense) and not isinstance(head, RTDETRDecoder)
         self.strides = model_strides(model)
         self.channels = neck_channels(model, self.input_channels)
-        self.reg_max = int(head.reg_max)
+        self.reg_max = int(getattr(head, "reg_max", 1))
+        self.sight = Sight()
         self.fingerprint = identity
         self.parameters = sum(p.numel() for p in model.parameters())
         self.untrained = is_untrained(model)
-        self.branches = tuple(name for name in ("one2many", "one2one") if self._has(head, name))
+        branches = tuple(name for name in ("one2many", "one2one") if self._has(head, name))
+        self.branches = branches if self.dense else ()
         self.model: Any = model
         self.dtype: torch.dtype | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether it has class logits and boxes on a dense grid, as logit methods need them."""
+        return not self.not_dense
 
     @staticmethod
     def _has(head: nn.Module, branch: str) -> bool:
@@ -179,12 +166,14 @@ class Teacher:
             dtype (str): `auto`, `float32`, `bfloat16` or `float16`.
         """
         head = self.model.model[-1]
+        if branches:
+            reduce_head(self.model)
         head.fuse = lambda: None  # the host's fusing would drop a branch by the inference mode, not by what is read
         self.model.fuse(verbose=False)
         del head.fuse
         self.model.eval().requires_grad_(False)
         if not branches:
-            self.model.model[-1] = _Neck(head)
+            self.model.model[-1] = Neck(head)
         elif len(self.branches) == 2 and len(branches) == 1:
             unused = "one2one_" if branches[0] == "one2many" else ""
             for name in ("cv2", "cv3", "cv4", "cv5"):
@@ -206,11 +195,12 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Output:
-        """Return neck maps and raw branches for images with shape (B, C, H, W) in [0, 1]."""
+        """Return neck maps and raw branches for the student's images with shape (B, C, H, W) in [0, 1]."""
+        seen = self.sight(images.float())
         with self._precision(images.device):
-            return read_output(self.model(images.float().contiguous(memory_format=torch.channels_last)))
+            return read_output(self.model(seen.contiguous(memory_format=torch.channels_last)))
 
-    def towers(self, branch: str, view: Any) -> Any:
+    def towers(self, branch: str, view: View) -> Any:
         """Return the frozen head of a branch as a function of the shared neck maps, with gradient to its input."""
 
         def run(feats: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,9 +209,7 @@ class Teacher:
             maps = [feat.float() for feat in feats]
             logits = [parts["cls_head"][i](feat).flatten(2) for i, feat in zip(view.levels, maps)]
             boxes = [parts["box_head"][i](feat).flatten(2) for i, feat in zip(view.levels, maps)]
-            scores = torch.cat(logits, dim=-1).transpose(1, 2)
-            if view.classes is not None:
-                scores = scores[..., list(view.classes)]
+            scores = view.select(torch.cat(logits, dim=-1).transpose(1, 2))
             return scores, torch.cat(boxes, dim=-1).transpose(1, 2)
 
         return run

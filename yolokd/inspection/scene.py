@@ -11,14 +11,18 @@ import torch
 from torchvision.ops import batched_nms
 
 from yolokd import config, inputs
+from yolokd.classes import data_classes, match_classes
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
+from yolokd.images import sight_of
 from yolokd.inspection.sheet import Array
+from yolokd.kinds import check_detector
+from yolokd.neck import model_strides
 from yolokd.outputs import View, read_output
-from yolokd.pairing import build_criterion, match_classes
+from yolokd.pairing import build_criterion
 from yolokd.state import FILE, read_state
 from yolokd.taps import Taps, Targets
-from yolokd.teacher import Teacher, load_teacher, model_strides
+from yolokd.teacher import Teacher, load_teacher
 
 CONFIDENCE, OVERLAP, MOST = 0.25, 0.7, 300  # the host's thresholds and limit in prediction
 
@@ -98,16 +102,16 @@ def look(
         raise UserError(f"model={path} takes {channels} input channels; inspect reads colour and grey images")
     images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(device).float() / 255  # (1, 3, H, W)
     images = images if channels == 3 else images.mean(1, keepdim=True)
-    boxes, probabilities, classes = detect(
-        Teacher(load_teacher(args.teacher)[0], identity), images, args.conf or CONFIDENCE
-    )
+    detector = Teacher(load_teacher(args.teacher)[0], identity)
+    detector.sight = sight_of(detector, channels, args)
+    boxes, probabilities, classes = detect(detector, images, args.conf or CONFIDENCE)
     criterion = build_criterion(model, [Teacher(teacher_model, identity)], methods, args).eval()
     trained, epoch = load_adapters(criterion, Path(path), identity)
     for modules in criterion.methods.values():
         if epoch is not None:
             modules[0].stage = criterion.stages.at(epoch, int(args.epochs))
             modules[0].progress = (epoch + 1) / int(args.epochs)
-    own = {t: s for s, t in match_classes(model.names, teacher_model.names)}
+    own = data_classes(match_classes(model.names, detector.names, args.kd_class_map))
     known = [index for index, label in enumerate(classes.tolist()) if label in own]
     height, width = images.shape[2:]
     x1, y1, x2, y2 = (boxes[known] / boxes.new_tensor([width, height, width, height])).unbind(-1)
@@ -146,9 +150,8 @@ def _student(path: str, teacher: Any) -> tuple[Any, list[str]]:
             found: Any = YOLO(path)
     except Exception as error:  # whatever a damaged file makes the loader raise
         raise UserError(f"model={path} cannot be loaded: {inputs.reason(error)}") from error
-    if found.task != "detect":
-        raise UserError(f"model={path} is a {found.task} model; yolokd distils detection models, i.e. model=yolov8n.pt")
     model: Any = found.model.float()
+    check_detector(model, path, "inspects")
     label = f"Student {Path(path).name}, teacher {Path(str(getattr(teacher, 'pt_path', 'teacher'))).name}."
     if match_classes(model.names, teacher.names):
         return model, [label]
@@ -174,20 +177,23 @@ def detect(teacher: Teacher, images: torch.Tensor, threshold: float) -> tuple[to
         (tuple[torch.Tensor, torch.Tensor, torch.Tensor]): Boxes in pixels inside the image with shape (N, 4), strongest
             first, probabilities with shape (N,), and the teacher's class indices with shape (N,).
     """
+    if not teacher.dense:
+        raise UserError(f"inspect shows a teacher's detections anchor by anchor, and {teacher.not_dense}")
     branch = "one2one" if getattr(teacher.model.model[-1], "end2end", False) else teacher.branches[0]
     output = teacher.prepare(images.device, [branch], "float32")(images)
     taps = View(teacher.strides, tuple(range(len(teacher.strides)))).taps(output, branch)
     assert taps.logits is not None
     probabilities, classes = taps.logits[0].float().sigmoid().max(dim=-1)
     likely = probabilities > threshold
-    boxes, probabilities, classes = taps.decoded()[0][likely], probabilities[likely], classes[likely]
+    (height, width), (own_height, own_width) = images.shape[2:], taps.image_size
+    limit = taps.feats[0].new_tensor([width, height, width, height], dtype=torch.float32)
+    scale = limit / limit.new_tensor([own_width, own_height, own_width, own_height])
+    boxes, probabilities, classes = taps.decoded()[0][likely] * scale, probabilities[likely], classes[likely]
     if branch == "one2one":  # one anchor per object already
         kept = probabilities.argsort(descending=True)
     else:
         kept = batched_nms(boxes, probabilities, classes, OVERLAP)
     kept = kept[:MOST]
-    height, width = images.shape[2:]
-    limit = boxes.new_tensor([width, height, width, height])
     return torch.minimum(boxes[kept].clamp_min(0), limit), probabilities[kept], classes[kept]
 
 

@@ -1,0 +1,75 @@
+"""The data's classes and the teacher's matched by name, with a map for those that are called otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from yolokd.errors import UserError
+
+Match = tuple[int, "int | tuple[int, ...]"]
+
+
+def fold(name: str) -> str:
+    """Return a class name with case, spaces, hyphens and underscores folded."""
+    return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
+
+
+def match_classes(
+    student: Mapping[int, str], teacher: Mapping[int, str], class_map: Mapping[str, str | list[str]] | None = None
+) -> list[Match]:
+    """Return the index pairs of the classes that both sides have, in the student's order.
+
+    A class that the map names has the teacher's classes that it says, others those of the same folded name. Several of
+    the data's classes may have the same one of the teacher's: each then learns from it. Where one of the data's classes
+    has several, an image shows it as surely as the likeliest of them.
+
+    Args:
+        student (Mapping[int, str]): The data's class names by index.
+        teacher (Mapping[int, str]): The teacher's class names by index.
+        class_map (Mapping[str, str | list[str]] | None): `kd_class_map`: from the data's names to the teacher's.
+
+    Returns:
+        (list[tuple[int, int | tuple[int, ...]]]): The data's index with the teacher's, or with several of them.
+
+    Raises:
+        UserError: If the map has a name that one side does not know.
+    """
+    own = {fold(name): name for name in student.values()}
+    known = {fold(name): index for index, name in teacher.items()}
+    mapped: dict[str, int | tuple[int, ...]] = {}
+    theirs = {fold(name): name for name in teacher.values()}
+    for name, wanted in (class_map or {}).items():
+        _check(name, own, "the data")
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        for item in names:
+            _check(item, theirs, "the teacher")
+        indices = tuple(dict.fromkeys(known[fold(item)] for item in names))
+        mapped[fold(name)] = indices[0] if len(indices) == 1 else indices
+    found = {**known, **mapped}
+    return [(index, found[fold(name)]) for index, name in student.items() if fold(name) in found]
+
+
+def data_classes(matches: list[Match]) -> dict[int, int]:
+    """Return the data's class for each of the teacher's that was matched; the first one where there are several."""
+    found: dict[int, int] = {}
+    for own, theirs in matches:
+        for index in (theirs,) if isinstance(theirs, int) else theirs:
+            found.setdefault(index, own)
+    return found
+
+
+def _check(name: str, known: Mapping[str, str], side: str) -> None:
+    """Refuse a name of the map that a side does not know, with those most like it."""
+    if fold(name) in known:
+        return
+    close = [known[item] for item in get_close_matches(fold(name), known, n=3)]
+    shown = list(known.values())
+    hint = f"did you mean {' or '.join(close)}?" if close else f"it knows {some(dict(enumerate(shown)))}"
+    raise UserError(f"kd_class_map: {side} has no class '{name}'; {hint}")
+
+
+def some(names: Mapping[int, str]) -> str:
+    """Return the first class names, and how many more there are."""
+    values = list(names.values())
+    return ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
