@@ -165,7 +165,8 @@ def dataset(value: Any, train: bool = True) -> None:
         first = next(_images(data["train"]))
         raise UserError(
             f"data={text}: none of the training images has labels, i.e. {_label(first)} is missing or empty; "
-            f"put a YOLO label file for each image beside images/ into labels/"
+            f"put a YOLO label file for each image beside images/ into labels/, or learn from a teacher alone, i.e. "
+            f"kd_names=[car,bus]"
         )
 
 

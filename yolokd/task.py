@@ -8,20 +8,30 @@ import torch
 
 from yolokd.assignment import listen
 from yolokd.taps import Targets
+from yolokd.unlabeled import LABELED
 
 
 class Task:
     """A task criterion of the host with its assignments read along; no module, so that nothing of it is registered.
 
+    Of a batch that images without labels have joined (`kd_labeled`), the first ones alone are shown to the criterion.
+    Its mean over them counts for all images of the step, so that it weighs what it weighs in plain training with
+    batches of that size. The student has run on all of them together: its batch normalisation sees the mixture. With no
+    labelled image at all the terms are zeros without a gradient.
+
     Attributes:
         base (Any): The criterion that the student would have had, for heads of one branch or of two.
         assignments (dict[str, Assignment]): What was assigned last, by head branch.
+        detected (dict[str, Targets]): What the teacher detected on the unlabelled images last, by head branch.
     """
+
+    _blank: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
 
     def __init__(self, base: Any):
         """Take a task criterion, and listen to the assigner of each of its branches."""
         self.base = base
         self.assignments = listen(base)
+        self.detected: dict[str, Targets] = {}
 
     @property
     def branches(self) -> list[str]:
@@ -36,16 +46,53 @@ class Task:
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the task's terms times the batch size, with shape (T,), and their items."""
-        loss, items = self.base(preds, batch)
-        return loss, items
+        labeled, self.detected = self.labeled(batch), {}
+        if labeled == len(batch["img"]):
+            return self.base(preds, batch)
+        if not labeled:
+            return self._switched_off(preds, batch)
+        loss, items = self.base(first(preds, labeled), {**batch, "img": batch["img"][:labeled]})
+        return loss * (self.images(batch) / labeled), items
+
+    def _switched_off(self, preds: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return zeros in the place of the task's terms and items, whose names are learned by asking once."""
+        if self._blank is None:
+            with torch.no_grad():
+                self._blank = self.base(preds, batch)
+        for assignment in self.assignments.values():
+            assignment.positives = assignment.scores = None
+        loss, items = self._blank
+        return torch.zeros_like(loss), {name: torch.zeros_like(item) for name, item in items.items()}
+
+    def labeled(self, batch: dict[str, Any]) -> int:
+        """Return how many images of a batch, the first ones, have labels."""
+        return int(batch.get(LABELED, len(batch["img"])))
+
+    def reference(self, preds: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the task's loss per image on the teacher's detections, as a measure of gradients without any labels.
+
+        Args:
+            preds (Any): The student's output.
+            batch (dict[str, Any]): The batch, on which the teacher has detected what it can.
+        """
+        targets, (height, width) = self.detected["one2many"], batch["img"].shape[-2:]
+        low, high = targets.boxes.chunk(2, dim=-1)
+        scale = targets.boxes.new_tensor((width, height, width, height))
+        labels = {
+            "bboxes": torch.cat(((low + high) / 2, high - low), dim=-1) / scale,
+            "cls": targets.labels.float().unsqueeze(-1),
+            "batch_idx": targets.image_index.float(),
+        }
+        return self.base(preds, {"img": batch["img"], **labels})[0].sum() / self.images(batch)
 
     def images(self, batch: dict[str, Any]) -> int:
         """Return the number by which the task's terms, and so ours, are multiplied."""
         return int(batch["img"].shape[0])
 
     def objects(self) -> torch.Tensor:
-        """Return the number of anchors that were assigned an object, over all branches."""
-        return torch.stack([a.positives.sum() for a in self.assignments.values() if a.positives is not None]).sum()
+        """Return the number of anchors with an object, assigned or detected by the teacher, over all branches."""
+        known: list[Any] = [*self.assignments.values(), *self.detected.values()]
+        return torch.stack([part.positives.sum() for part in known if part.positives is not None]).sum()
 
     def targets(self, batch: dict[str, Any], branch: str, size: tuple[int, int]) -> Targets:
         """Return the batch's objects and a branch's assignment on all of the student's anchors.
@@ -67,6 +114,17 @@ class Task:
             positives=assignment.positives,
             scores=assignment.scores,
         )
+
+
+def first(preds: Any, images: int) -> Any:
+    """Return the first images of a model's output: of every tensor in it, however nested."""
+    if isinstance(preds, torch.Tensor):
+        return preds[:images]
+    if isinstance(preds, dict):
+        return {key: first(value, images) for key, value in preds.items()}
+    if isinstance(preds, (list, tuple)):
+        return type(preds)(first(value, images) for value in preds)
+    return preds
 
 
 def corners(boxes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -154,6 +154,7 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
 
     from yolokd import config, inputs
     from yolokd.handover import as_list
+    from yolokd.kinds import check_detector
     from yolokd.teacher import load_teacher
 
     def located(key: str, value: Any, trained: bool) -> str:
@@ -169,6 +170,7 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
     if data is None:
         raise UserError("compare needs a dataset, i.e. data=path/to/mine.yaml")
     student = located("model", model, trained=False)
+    check_detector(student, str(model), "compares")
     if isinstance(teacher, str) and teacher.strip().startswith("["):
         teacher = config.KEYS["teacher"].check(teacher)
     given = as_list(teacher) if teacher is not None and set(arms) != {"none"} else []

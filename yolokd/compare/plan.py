@@ -25,6 +25,7 @@ TAKEN = {
     "time": "arms are compared at equal epochs; use epochs=",
     "teacher_epochs": "fine-tune the teacher first and give the result as teacher=",
     "mode": "leave it out",
+    "kd_names": "the arms none and ultralytics learn from labels; train such a student by itself",
 }
 NOT_IDENTITY = {"device", "plots", "verbose", "save_period"}  # what a continued comparison may change
 
@@ -181,6 +182,10 @@ def make_plan(
         described.append({"name": name, "method": name, "arguments": own})
     fingerprint = identify(arguments, teachers, split)
     several = ["several teachers: the gap is that to the last one, which Ultralytics' distillation learns from alone"]
+    labeled = [
+        "kd_unlabeled: the arms none and ultralytics learn from the labelled images alone, in batches of the same size "
+        "and for as many steps; so their images are others, and are not verified against those of the other arms"
+    ]
     plan = {
         "schema": SCHEMA,
         "id": hashlib.sha256(json.dumps(fingerprint, sort_keys=True, default=str).encode()).hexdigest()[:16],
@@ -194,7 +199,7 @@ def make_plan(
         "seeds": seeds,
         "fingerprint": fingerprint,
         "environment": environment(),
-        "notes": several if len(teachers) > 1 else [],
+        "notes": (several if len(teachers) > 1 else []) + (labeled if arguments.get("kd_unlabeled") else []),
     }
     return dict(strict(plan))  # as it comes back from disk
 

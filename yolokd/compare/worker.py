@@ -15,6 +15,7 @@ import torch
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import strip_optimizer
 
+from yolokd.compare.plan import CONTROLS
 from yolokd.compare.queue import follow_parent
 from yolokd.compare.state import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer
@@ -91,6 +92,11 @@ def train(folder: Path, plan: dict[str, Any], device: str | None) -> dict[str, A
     return measures
 
 
+def other_images(plan: dict[str, Any], arm: str) -> bool:
+    """Return whether an arm sees other images than those of distillation do, because it needs labels for all."""
+    return bool(plan["arguments"].get("kd_unlabeled")) and arm in CONTROLS
+
+
 def wipe(folder: Path) -> None:
     """Remove what a run left that cannot be resumed; its logs stay, its progress begins anew."""
     for path in folder.iterdir():
@@ -139,7 +145,7 @@ def work(folder: Path, device: str | None, shared: bool) -> None:
         record |= {
             **{key: measures[key] for key in ("initial_hash", "wall_s", "peak_bytes", "resumed", "epochs_done")},
             "step_s": statistics.median(steps) if steps else None,
-            "stream_hash": seen.hexdigest(),
+            "stream_hash": None if other_images(plan, folder.name) else seen.hexdigest(),
             "batches": stream["batches"],
         }
         weights = folder / "weights" / "best.pt"

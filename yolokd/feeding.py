@@ -1,0 +1,207 @@
+"""What an Ultralytics trainer is fed where some of the images, or all, have no labels."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ultralytics.data.utils import get_split_fraction
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.patches import override_configs
+from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
+
+from yolokd import no_labels, sources
+from yolokd.errors import UserError
+from yolokd.unlabeled import LABELED, JoinedLoader, Together, build_unlabeled, shares
+
+if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
+    _Host = DetectionTrainer
+else:
+    _Host = object
+NAN = float("nan")
+
+
+class Feeding(_Host):
+    """What images without labels add to an Ultralytics trainer; mixed in before the task's own trainer class.
+
+    With `kd_unlabeled`, such images join each batch. With `kd_names`, labels of the training images are not read, and
+    where no validation image has labels either nothing is evaluated: metrics are NaN, and best.pt is the last epoch's.
+    Without these keys every override hands over to the host unchanged.
+    """
+
+    args: Any
+    methods: tuple[str, ...]
+    model: Any
+    metrics: Any
+    _dataset: Any = None  # what the host's loader is to be built on, where that is not its own choice
+
+    @property
+    def unevaluated(self) -> bool:
+        """Whether there are no labels to evaluate on."""
+        return not self.data.get(no_labels.LABELS, True)
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Return the host's description of the data, or the one of images without labels."""
+        kind = getattr(self, "kind", "detect")
+        if (self.args.kd_unlabeled and kind == "rtdetr") or (self.args.kd_names and kind != "detect"):
+            key = "kd_names" if self.args.kd_names else "kd_unlabeled"
+            raise UserError(
+                f"{key} does not go with a {kind} student: "
+                + (
+                    "its loss is that of a whole batch"
+                    if key == "kd_unlabeled"
+                    else "it learns boxes and classes alone"
+                )
+            )
+        self.args.kd_unlabeled = self.args.kd_unlabeled and sources.absolute(self.args.kd_unlabeled)
+        if not self.args.kd_names:
+            return super().get_dataset()
+        given, described = self.args.data, sources.is_description(self.args.data)
+        self.args.data = given if described else sources.absolute(given)
+        data = super().get_dataset() if described else self.args.data
+        names, folder = no_labels.class_names(self.args.kd_names), self.save_dir if RANK in {-1, 0} else None
+        self.data = no_labels.describe(data, names, self.args.split, folder)
+        if self.unevaluated:
+            self.args.val = False
+            LOGGER.warning(
+                f"data={given}: no labelled '{self.args.split}' images of {', '.join(names.values())}: nothing is "
+                f"evaluated, and best.pt is the last epoch's"
+            )
+        return self.data
+
+    def _stride(self) -> int:
+        model: Any = unwrap_model(self.model)
+        return max(int(model.stride.max()), 32)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build the host's dataset, or that of images without labels."""
+        if self._dataset is not None:
+            return self._dataset
+        if not self.args.kd_names:
+            return super().build_dataset(img_path, mode, batch)
+        data, split = self.data, self.args.split
+        if mode == "train" or self.unevaluated:
+            files = no_labels.training_files(data, split)
+            share, augment = get_split_fraction(self.args.fraction, "train"), mode == "train"
+            dataset = build_unlabeled(self.args, files, batch or 1, data, self._stride(), augment, share)
+            if not augment:
+                dataset.labels = dataset.labels[:1]  # the host wants a loader, and nothing is evaluated by it
+            return dataset
+        try:
+            self.data = {**data, "names": data[no_labels.LABELS], "nc": len(data[no_labels.LABELS])}
+            dataset = super().build_dataset(img_path, mode, batch)
+        finally:
+            self.data = data
+        no_labels.renumber(dataset.labels, data[no_labels.LABELS], data["names"])
+        return dataset
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Build the host's loader; for training with `kd_unlabeled` one that joins two of them.
+
+        Plain training and the built-in distillation learn from the labelled images alone, in full batches and for as
+        many steps.
+        """
+        if mode != "train" or not self.args.kd_unlabeled:
+            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+        if batch_size < 2:
+            raise UserError(
+                f"kd_unlabeled={self.args.kd_unlabeled} needs an image with labels and one without in each step, and "
+                f"batch={self.args.batch} leaves {batch_size} for each device; use a larger batch, i.e. batch=16"
+            )
+        with torch_distributed_zero_first(rank):
+            labeled = self.build_dataset(dataset_path, mode, batch_size)
+        data, devices = self.data, max(self.world_size, 1)
+        files, left_out = self._unlabeled_files(labeled)
+        counts = [math.ceil(len(part) / devices) for part in (labeled, files)]
+        steps = math.ceil(sum(counts) / batch_size)
+        if not self.methods:
+            LOGGER.info(
+                f"kd_unlabeled: method={self.args.method} learns from the {len(labeled)} labelled images alone, in "
+                f"epochs of the same {steps} steps that a distillation with {len(files)} more images has"
+            )
+            return JoinedLoader(self._loader(labeled, dataset_path, batch_size, rank), None, steps)
+        own, other = shares(batch_size, counts[0], counts[1], self.args.kd_unlabeled_ratio)
+        if self.args.rect:  # the host arranges rectangles by the batch
+            with torch_distributed_zero_first(rank):
+                labeled = self.build_dataset(dataset_path, mode, own)
+        with torch_distributed_zero_first(rank):
+            unlabeled = build_unlabeled(self.args, files, batch_size, data, self._stride())
+        text = "".join(f"; {count} {name} among them are left out" for name, count in left_out.items())
+        LOGGER.info(
+            f"kd_unlabeled: {len(unlabeled)} images without labels join {len(labeled)} with labels, {other} and {own} "
+            f"in each batch{text}"
+        )
+        loaders = [
+            self._loader(part, dataset_path, n, rank, n / batch_size)
+            for part, n in ((labeled, own), (unlabeled, other))
+        ]
+        return JoinedLoader(loaders[0], loaders[1], steps)
+
+    def _unlabeled_files(self, labeled: Any) -> tuple[list[str], dict[str, int]]:
+        """Return the images of `kd_unlabeled` beside a labelled dataset, and how many were left out and why."""
+        held_out = [self.data[key] for key in ("val", "test", "minival") if self.data.get(key)]
+        return sources.unlabeled_files(self.args.kd_unlabeled, self.data["train"], labeled.im_files, held_out)
+
+    def auto_batch(self) -> int:
+        """Estimate the batch size as the host does; the images without labels count among those there are."""
+        if not (self.args.kd_unlabeled and self.methods):
+            return super().auto_batch()
+        with override_configs(self.args, {"cache": False}) as self.args:
+            labeled = self.build_dataset(self.data["train"], "train", 16)
+        self._dataset = Together([labeled, self._unlabeled_files(labeled)[0]])
+        try:
+            return super().auto_batch()
+        finally:
+            self._dataset = None
+
+    def _loader(self, dataset: Any, path: str, batch: int, rank: int, share: float = 1.0) -> Any:
+        """Return the host's training loader on a dataset, with a share of the worker processes."""
+        workers, self._dataset = self.args.workers, dataset
+        self.args.workers = max(round(workers * share), min(workers, 1))
+        try:
+            return super().get_dataloader(path, batch, rank, "train")
+        finally:
+            self.args.workers, self._dataset = workers, None
+
+    def get_validator(self) -> Any:
+        """Return the host's validator; without labels it reads what this run wrote on its data."""
+        validator = super().get_validator()
+        if no_labels.LABELS in self.data:
+            validator.args.data = str(self.save_dir / no_labels.FILE)
+        return validator
+
+    def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
+        """Draw a batch; images without labels have empty masks."""
+        masks, images = batch.get("masks"), len(batch["img"])
+        if masks is not None and len(masks) == batch.get(LABELED, images) < images:
+            empty = masks.new_zeros(images - len(masks), *masks.shape[1:])
+            batch = {**batch, "masks": torch.cat((masks, empty))}
+        super().plot_training_samples(batch, ni)
+
+    def plot_training_labels(self) -> None:
+        """Draw the labels where there are some."""
+        if not self.args.kd_names:
+            super().plot_training_labels()
+
+    def validate(self) -> tuple[dict[str, Any] | None, float | None]:
+        """Validate as the host does, or say that nothing is known."""
+        return (dict.fromkeys(self.metrics, NAN), None) if self.unevaluated else super().validate()
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Keep what was not evaluated apart from a zero."""
+        if self.unevaluated:
+            metrics = {key: NAN if key.startswith(("metrics/", "val/")) else value for key, value in metrics.items()}
+            self.metrics = dict.fromkeys(self.metrics, NAN)
+        super().save_metrics(metrics)
+
+    def final_eval(self) -> None:
+        """Strip the checkpoints as the host does; without labels it ends there."""
+        if not self.unevaluated:
+            return super().final_eval()
+        if RANK in {-1, 0} and self.last.exists():
+            kept = strip_optimizer(self.last)
+            if self.best.exists():
+                strip_optimizer(self.best, updates={"train_results": kept.get("train_results")})
+            LOGGER.info("nothing was evaluated: there are no labelled validation images")

@@ -1,0 +1,100 @@
+"""The keys for images without labels: what they bring with them, and what they do not go with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from yolokd.config import KEYS
+from yolokd.errors import UserError
+
+WITHOUT_LABELS = {"method": "bckd", "kd_share": 1.0, "kd_decay": "constant"}
+BESIDE_LABELS = {"kd_share": 3.0, "kd_decay": "constant"}
+
+
+def complete(overrides: dict[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return overrides with what images without labels take where nothing else is said.
+
+    On such images the teacher alone speaks, so it has to be heard, and to the end: beside a few labelled images with
+    `kd_share` 3 (three times the task's gradient, which comes from those few), and without any with 1, the strength of
+    labels on what the teacher detects; both without decay. Without any labels the method is bckd, since the default
+    ones leave the box output to the labels.
+
+    Args:
+        overrides (dict[str, Any]): The keys that were given.
+        base (Mapping[str, Any] | None): What a configuration file sets beside them.
+    """
+    chosen = WITHOUT_LABELS if overrides.get("kd_names") else BESIDE_LABELS if overrides.get("kd_unlabeled") else {}
+    return {**{key: value for key, value in chosen.items() if key not in (base or {})}, **overrides}
+
+
+def check_label_keys(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
+    """Refuse what does not go with images without labels.
+
+    Args:
+        args (Mapping[str, Any]): All arguments of a run, the host's as far as they are known.
+        chosen (tuple[str, ...]): The methods.
+
+    Raises:
+        UserError: If keys contradict each other.
+    """
+    unlabeled, task = args["kd_unlabeled"], args.get("task") or "detect"
+    for key in ("kd_unlabeled", "kd_names"):
+        if args[key] == []:
+            raise UserError(f"{key}=[] names nothing; leave it out, or set it, i.e. {key}={KEYS[key].example}")
+    if args["kd_names"]:
+        _check_names(args, chosen, task)
+    elif unlabeled:
+        fraction = args.get("fraction", 1.0)
+        if unlabeled == "rest" and (fraction[0] if isinstance(fraction, (list, tuple)) else fraction) == 1:
+            raise UserError(
+                "kd_unlabeled=rest means the training images that fraction= leaves out, and it leaves out none; set "
+                "it, i.e. fraction=0.1, or name a folder, i.e. kd_unlabeled=path/to/images"
+            )
+        if args.get("batch") == 1:
+            raise UserError(
+                f"kd_unlabeled={unlabeled} needs an image with labels and one without in each step; set batch= to 2 or "
+                f"more, i.e. batch=16"
+            )
+
+
+def _check_names(args: Mapping[str, Any], chosen: tuple[str, ...], task: str) -> None:
+    """Refuse what does not go with learning from the teacher alone."""
+    names = [args["kd_names"]] if isinstance(args["kd_names"], str) else args["kd_names"]
+    shown = f"kd_names=[{','.join(names)}]"
+    if len({name.strip().lower() for name in names}) < len(names) or not all(name.strip() for name in names):
+        raise UserError(f"{shown} must name each class once, i.e. kd_names=[car,bus]")
+    if not chosen or chosen == ("ultralytics",):
+        raise UserError(
+            f"{shown} learns from the teacher alone, without labels, and method={args['method']} learns from labels; "
+            f"leave method out, or use method=bckd"
+        )
+    for key, why in (
+        ("kd_unlabeled", "all images are without labels already; give them all as data="),
+        ("teacher_epochs", "the teacher cannot be fine-tuned without labels; set teacher_epochs=0"),
+        ("single_cls", "the classes are those named; leave single_cls out"),
+        ("classes", "the classes are those named; leave classes out"),
+    ):
+        if args.get(key):
+            raise UserError(f"{shown} does not go with {key}={args[key]}: {why}")
+    if task != "detect":
+        raise UserError(f"{shown} learns boxes and classes; a {task} student learns more than a teacher alone can say")
+    if args["kd_stop"] != 1.0:
+        raise UserError(
+            f"{shown}: after kd_stop={args['kd_stop']} there would be nothing to learn from; set kd_stop=1.0"
+        )
+    from yolokd.suitability import reads
+
+    words = {word for name in chosen for word in reads(name, args)}
+    taught = {"pcd": "pcd_binary", "bckd": "bckd_cls", "samkd": "samkd_logit"}
+    if not any(args[part] for name, part in taught.items() if name in chosen) or not words & {"overlap", "bins"}:
+        raise UserError(
+            f"{shown}: without labels a method has to teach the class output and another, or the same, the box output, "
+            f"and method={args['method']} does not; add bckd, i.e. method={_joined(chosen)}"
+        )
+
+
+def _joined(chosen: tuple[str, ...]) -> str:
+    return (
+        "+".join(name for name in (*chosen, "bckd") if name != "bckd") + "+bckd" if set(chosen) - {"bckd"} else "bckd"
+    )
