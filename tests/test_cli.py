@@ -110,7 +110,10 @@ MISTAKES = [
     ("train model={student} data={data} teacher=[{teacher},{teacher}] method=pcd", ["dfmsd"]),
     ("train model={student} data={data} teacher={teacher} quantize=8", ["quantize=8", "adapters"]),
     ("train model={student} data={data} teacher={teacher} int8", ["quantize=8", "adapters"]),
-    ("segment train model={student} data={data} teacher={teacher}", ["task=segment", "detection"]),
+    (
+        "segment train model={student} data={data} teacher={teacher}",
+        ["task=segment", "detect model", "give a segment model"],
+    ),
     # student
     ("train model={root}/missing.pt teacher={teacher} data={data}", ["model=", "missing.pt", "there is no file"]),
     ("train model=yolov8s teacher={teacher} data={data}", ["yolov8s.pt", "could not be downloaded", "put the file at"]),
@@ -121,7 +124,7 @@ MISTAKES = [
     ("train model={root}/other.pt teacher={teacher} data={data}", ["other.pt", "cannot be loaded"]),
     ("train model={root}/folder.pt teacher={teacher} data={data}", ["folder.pt is a folder"]),
     ("train model={root}/broken.yaml teacher={teacher} data={data}", ["broken.yaml", "cannot be loaded"]),
-    ("train model={root}/classify.pt teacher={teacher} data={data}", ["classify model", "detection"]),
+    ("train model={root}/classify.pt teacher={teacher} data={data}", ["classify model", "detect, segment"]),
     ("train model={root}/x.onnx teacher={teacher} data={data}", ["x.onnx", ".pt"]),
     # teacher
     ("train model={student} teacher={root}/missing.pt data={data}", ["teacher=", "missing.pt", "there is no file"]),
@@ -479,3 +482,23 @@ def test_a_closed_pipe_is_no_failure():
         f"{sys.executable} -m yolokd cfg | head -1", shell=True, capture_output=True, text=True, cwd=root
     )
     assert done.stdout.count("\n") == 1 and "failed" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kd_class_map={{car: automobile, traffic light: light}}",
+        "kd_class_map = {{car:automobile, traffic light:light}}",
+        "kd_class_map={map}",
+    ],
+)
+def test_a_class_map_is_read_with_and_without_quotes_and_from_a_file(text, files, started, tmp_path):
+    path = tmp_path / "map.yaml"
+    path.write_text("car: automobile\ntraffic light: light\n")
+    given = [f"model={files.student}", f"teacher={files.teacher}", f"data={files.data}"]
+    words = text.format(map=path)
+    for split in (words.split(" "), [words.replace(" = ", "=")]):
+        started.clear()
+        assert cli.main(["train", *given, *split, "epochs=3"]) == 0
+        assert started[0]["kd_class_map"] == {"car": "automobile", "traffic light": "light"}
+        assert started[0]["epochs"] == 3

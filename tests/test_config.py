@@ -29,6 +29,9 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "bool": ["yes", 1, 0, None],
     "str": [5, 1.5, True, ["dfmsd"], ""],
     "str | list[str], optional": [5, True, {"a": 1}, ["a.pt", 3], ""],
+    "int >= 32, optional": [64.5, "big", True],
+    "list[int] >= 0, optional": [2, "2", [1.5], ["a"], [True]],
+    "dict, optional": [5, True, ["car"], {}, "car", "{}", "{car}", {"car": []}, {"car": None}, {"car": {"a": "b"}}],
     "list[int] >= 1": [8, "8", [8.5], ["a"], [True], None],
     "list[int] >= 1, optional": [8, "8", [8.5], ["a"], [True]],
     "auto | list[float] in [0, 1]": ["manual", 0.5, ["a"], None],
@@ -42,6 +45,8 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "together | sequence": ["both", 1, None],
     "stages | together": ["both", 1, None],
     "equal | confidence": ["mean", 1, None],
+    "float in [0.05, 0.95]": ["half", True, [0.5], None],
+    "auto | float in [0.05, 0.95]": ["half", True, [0.5], None],
 }
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "float >= 0": [-0.001, float("nan"), float("inf")],
@@ -51,11 +56,15 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "int >= 0": [-1],
     "int >= 1": [0, -3],
     "int >= 4": [3],
+    "int >= 32, optional": [31, -64],
+    "list[int] >= 0, optional": [[-1], [0, -2]],
     "list[int] >= 1": [[0], [1, -2]],
     "list[int] >= 1, optional": [[0], [8, -16]],
     "auto | list[float] in [0, 1]": [[1.5], [-0.1, 0.5]],
     "auto | float >= 0": [-1, float("inf")],
     "mosaic | float in [0.1, 1]": [0.05, 1.1],
+    "float in [0.05, 0.95]": [0.0, 0.04, 1.0],
+    "auto | float in [0.05, 0.95]": [0.0, 0.96, float("nan")],
 }
 REFUSED = [
     (name, value)
@@ -107,6 +116,42 @@ def test_values_as_the_host_parser_leaves_them():
     epochs = check["teacher_epochs"](1e2)
     assert epochs == 100 and isinstance(epochs, int)
     assert check["kd_gain"]("AUTO") == "auto"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"car": "automobile", "vehicle": ("bus", "truck")},
+        "{car: automobile, vehicle: [bus, truck]}",
+        "{car:automobile,vehicle:[bus,truck]}",
+        "{'car': 'automobile', 'vehicle': ['bus', 'truck']}",
+    ],
+)
+def test_a_mapping_reads_the_same_from_python_text_and_file(value, tmp_path):
+    expected = {"car": "automobile", "vehicle": ["bus", "truck"]}
+    key = config.KEYS["kd_class_map"]
+    assert key.check(value) == expected
+    path = tmp_path / "map.yaml"
+    path.write_text("car: automobile\nvehicle:\n  - bus\n  - truck\n")
+    assert key.check(path) == key.check(str(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        ("a: [", "cannot be read as YAML"),
+        ("car", "holds no mapping"),
+        ("", "holds no"),
+    ],
+)
+def test_a_mapping_file_that_cannot_be_used_is_named(content, message, tmp_path):
+    path = tmp_path / "map.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as error:
+        config.KEYS["kd_class_map"].check(str(path))
+    assert str(error.value).startswith(f"kd_class_map={path}") and message in str(error.value)
 
 
 @settings(deadline=None, max_examples=60)

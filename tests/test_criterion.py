@@ -17,7 +17,7 @@ from yolokd.calibration import BATCHES, gradient_norm, replayed
 from yolokd.clock import start_batch, start_epoch
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
-from yolokd.outputs import read_output
+from yolokd.outputs import Output, read_output
 
 FAMILIES = ("yolov8n", "yolo26n")
 TASK = {"yolov8n": ["box_loss", "cls_loss", "dfl_loss"], "yolo26n": ["box_loss", "cls_loss", "l1_loss"]}
@@ -87,7 +87,7 @@ def test_a_term_is_gain_times_schedule_times_the_bare_mean() -> None:
     preds = model(batch["img"])
     _, items = criterion(preds, batch)
     link = criterion.links[0]
-    taps = link.student_view.taps(SimpleNamespace(feats=preds["feats"]), None)
+    taps = link.student_view.taps(Output(preds["feats"]), None)
     other = link.teacher_view.taps(link.teacher(batch["img"]), None)
     bare = criterion.methods["dfmsd"][0](taps, other, None)
     assert float(items["dfmsd_loss"]) == pytest.approx(2.0 * 3.0 * 0.25 * float(bare.detach()), rel=1e-5)

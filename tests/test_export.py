@@ -198,10 +198,10 @@ def test_what_cannot_be_compared_is_refused(exported: Exported, tmp_path: Path) 
         check_export(source, path, imgsz=96)
     model = onnx.load(path)
     by_key = {item.key: item for item in model.metadata_props}
-    by_key["task"].value = "segment"
-    onnx.save(model, tmp_path / "segment.onnx")
-    with pytest.raises(UserError, match="segment model"):
-        check_export(source, tmp_path / "segment.onnx")
+    by_key["task"].value = "classify"
+    onnx.save(model, tmp_path / "classify.onnx")
+    with pytest.raises(UserError, match="classify model"):
+        check_export(source, tmp_path / "classify.onnx")
     by_key["task"].value = "detect"
     by_key["args"].value = "{'quantize': 8}"
     onnx.save(model, tmp_path / "int8.onnx")

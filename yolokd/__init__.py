@@ -9,11 +9,27 @@ __version__ = "0.1.0"
 _LAZY = {
     "DistillationTrainer": "yolokd.trainer",
     "LOSSES": "yolokd.losses",
+    "OBBDistillationTrainer": "yolokd.trainers",
+    "PoseDistillationTrainer": "yolokd.trainers",
+    "RTDETRDistillationTrainer": "yolokd.trainers",
+    "SegmentationDistillationTrainer": "yolokd.trainers",
+    "TRAINERS": "yolokd.trainers",
     "UserError": "yolokd.errors",
     "recipe": "yolokd.config",
 }
 
-__all__ = ["LOSSES", "DistillationTrainer", "UserError", "__version__", "recipe"]
+__all__ = [
+    "LOSSES",
+    "TRAINERS",
+    "DistillationTrainer",
+    "OBBDistillationTrainer",
+    "PoseDistillationTrainer",
+    "RTDETRDistillationTrainer",
+    "SegmentationDistillationTrainer",
+    "UserError",
+    "__version__",
+    "recipe",
+]
 
 
 def _losses() -> dict[str, Any]:

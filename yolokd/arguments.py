@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from ultralytics.cfg import cfg2dict
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.checks import check_model_file_from_stem
@@ -18,6 +19,7 @@ from yolokd.clock import start_batch, start_epoch
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.handover import as_list, discard_run, split_objects
+from yolokd.label_keys import complete
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer
@@ -55,6 +57,7 @@ class Configured(_Host):
         if overrides["teacher"] is None:
             del overrides["teacher"]
         overrides.update(config.check(overrides))
+        overrides = complete(overrides, cfg2dict(cfg))
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **overrides}
             consistency.validate(merged)

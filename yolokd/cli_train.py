@@ -17,24 +17,22 @@ def run_train(words: list[str]) -> int:
     from ultralytics.utils import LOGGER
 
     from yolokd import config, consistency, inputs
+    from yolokd.kinds import check_kind
+    from yolokd.label_keys import complete
+    from yolokd.sources import check_images
 
     base = config.merged_base()
     given = parse(words, base)
-    overrides = config.check(given)
+    overrides = complete(config.check(given))
     resume = overrides.get("resume")
     if resume:
         _prepare_resume(overrides)
     if overrides.get("model") is None:
         overrides["model"] = "yolo26n.pt"
         LOGGER.warning("'model' argument is missing. Using default 'model=yolo26n.pt'.")
-    if not resume and overrides.get("data") is None:
-        overrides["data"] = TASK2DATA["detect"]
-        LOGGER.warning(f"'data' argument is missing. Using default 'data={overrides['data']}'.")
     overrides.pop("mode", None)
     task = overrides.pop("task", None)
-    if task not in {None, "detect"}:
-        raise UserError(f"task={task}: yolokd trains detection models; use `yolo {task} train` for plain training")
-    folder = None
+    args = folder = None
     if not resume:
         try:
             with config.quiet():
@@ -42,22 +40,28 @@ def run_train(words: list[str]) -> int:
         except HOST_MISTAKES as error:
             raise UserError(inputs.reason(error)) from error
         consistency.validate(vars(args))
-        folder = inputs.run_folder(args)
     overrides["model"] = inputs.weights("model", overrides["model"], trained=bool(resume))
     _check_teachers(overrides)
-    model = load_model(overrides["model"], task)
-    if model.task != "detect":
+    model = load_model(overrides["model"], None)  # by itself: a task that is not the model's is refused below
+    kind = check_kind(model.model, name=str(overrides["model"]))
+    if task not in {None, model.task}:
         raise UserError(
-            f"model={overrides['model']} is a {model.task} model; yolokd trains detection models, i.e. yolov8n.pt"
+            f"task={task}: model={overrides['model']} is a {model.task} model; leave task out, or give a {task} model"
         )
+    if args is not None:
+        args.task = model.task
+        folder = inputs.run_folder(args)
     if resume and not (model.ckpt and model.ckpt.get("epoch", -1) >= 0 and model.ckpt.get("optimizer") is not None):
         raise UserError(
             f"resume model={overrides['model']}: the file holds no unfinished run (a finished one keeps no optimizer); "
             f"to train on from it, leave resume out"
         )
     if not resume:
-        inputs.dataset(overrides["data"])  # last, since it may download
-    return _train(model, overrides, folder)
+        if overrides.get("data") is None:
+            overrides["data"] = TASK2DATA[model.task]
+            LOGGER.warning(f"'data' argument is missing. Using default 'data={overrides['data']}'.")
+        check_images(overrides)  # last, since it may download
+    return _train(model, kind, overrides, folder)
 
 
 def _prepare_resume(overrides: dict[str, Any]) -> None:
@@ -72,7 +76,7 @@ def _prepare_resume(overrides: dict[str, Any]) -> None:
 
 def _check_teachers(overrides: dict[str, Any]) -> None:
     """Find the teachers' files, and load each once to see that it can teach."""
-    from yolokd import config, consistency, inputs
+    from yolokd import config, inputs
     from yolokd.teacher import load_teacher
 
     if overrides.get("teacher") is None or not config.methods(overrides.get("method", config.DEFAULTS["method"])):
@@ -84,25 +88,28 @@ def _check_teachers(overrides: dict[str, Any]) -> None:
 
 
 def load_model(path: str, task: str | None) -> Any:
-    """Return the student as a YOLO object."""
-    from ultralytics import YOLO
+    """Return the student as a model object of the host."""
+    from ultralytics import RTDETR, YOLO
 
-    from yolokd.inputs import reason
+    from yolokd.inputs import ARCHITECTURES, reason
+    from yolokd.kinds import kind_of
 
     try:
+        if Path(path).suffix in ARCHITECTURES and kind_of(path) == "rtdetr":
+            return RTDETR(path)  # the host's own guess stops at RT-DETR's architectures
         return YOLO(path, task=task)
     except Exception as error:  # whatever a damaged file makes the loader raise
         raise UserError(f"model={path} cannot be loaded: {reason(error)}") from error
 
 
-def _train(model: Any, overrides: dict[str, Any], folder: Path | None) -> int:
+def _train(model: Any, kind: str, overrides: dict[str, Any], folder: Path | None) -> int:
     """Run the training; `folder` is the run folder to come, which is taken away again where nothing was trained."""
     from yolokd.inputs import reason
-    from yolokd.trainer import DistillationTrainer
+    from yolokd.trainers import TRAINERS
 
     new = folder is not None and not folder.exists()
     try:
-        model.train(trainer=DistillationTrainer, **overrides)
+        model.train(trainer=TRAINERS[kind], **overrides)
         return DONE
     except KeyboardInterrupt:
         last = getattr(model.trainer, "last", None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from yolokd.config import KEYS, methods, teachers
 from yolokd.errors import UserError
+from yolokd.label_keys import check_label_keys
 from yolokd.schedule import Stages
 
 
@@ -24,6 +25,7 @@ def validate(args: Mapping[str, Any]) -> None:
     given = teachers(args.get("teacher"))
     _check_teachers(args, chosen, given)
     _check_gains(args, chosen)
+    check_label_keys(args, chosen)
     for name in ("kd_levels", "samkd_grids"):
         value = args[name]
         if value is not None and (not value or len(set(value)) < len(value)):

@@ -15,9 +15,10 @@ from yolokd.errors import UserError
 from yolokd.link import Link
 from yolokd.losses.base import DistillLoss
 from yolokd.outputs import Output, read_output
+from yolokd.pseudo import joined, pseudo_targets
+from yolokd.query_task import task_of
 from yolokd.schedule import Schedule, Stages
 from yolokd.taps import Taps, Targets
-from yolokd.task import Task
 from yolokd.watch import TermWatch
 
 Units = dict[str, tuple[str, torch.Tensor, float]]
@@ -36,6 +37,7 @@ class DistillationLoss(nn.Module):
         calibration (GainCalibration | None): Measured gains.
         clock (Clock): Where the run is.
         lent (bool): Whether the terms are computed in evaluation too, without changing any state.
+        confidence (float): Teacher's probability from which an anchor of an image without labels counts as an object.
         head (nn.Module | None): The student's head where the student is compiled: such a graph hides the neck maps
             from the gradients that are measured, so the head is run once more for them.
     """
@@ -73,6 +75,7 @@ class DistillationLoss(nn.Module):
         self.calibration = GainCalibration(shares) if calibrate else None
         self.clock = Clock()
         self.lent = False
+        self.confidence = 0.5
         self.head = None
         self.watch = TermWatch()
         self.values: dict[str, torch.Tensor] = {}
@@ -86,7 +89,7 @@ class DistillationLoss(nn.Module):
 
     def set_base(self, base: Any) -> None:
         """Take a task criterion in place of the one so far."""
-        self.task = Task(base)
+        self.task = task_of(base)
 
     def replay_through(self, head: nn.Module) -> None:
         """Measure gradients through the head run once more, as a compiled student needs it."""
@@ -147,7 +150,7 @@ class DistillationLoss(nn.Module):
             return terms
         units = self._units(output, batch)
         if self.training:
-            self._measure(task, units, output.feats, batch)
+            self._measure(task, units, output.feats, preds, batch)
         for unit, (name, term, _) in units.items():
             terms[name] = terms[name] + self.unit_gain(unit) * factor * term
         if self.training:
@@ -155,7 +158,7 @@ class DistillationLoss(nn.Module):
         return terms
 
     def _measure(
-        self, task: torch.Tensor, units: Units, feats: Sequence[torch.Tensor], batch: dict[str, torch.Tensor]
+        self, task: torch.Tensor, units: Units, feats: Sequence[torch.Tensor], preds: Any, batch: dict[str, Any]
     ) -> None:
         """Let the gains be measured where they are due, and refuse a run whose neck cannot learn."""
         learning = [index for index, feat in enumerate(feats) if feat.requires_grad]
@@ -172,6 +175,8 @@ class DistillationLoss(nn.Module):
             self.methods.eval()  # queues and random streams have moved on with this batch already
             units = self._units(read_output(preds), batch)
             self.methods.train()
+        if not self.task.labeled(batch):
+            task = self.task.reference(preds, batch)
         bare = {unit: term for unit, (_, term, _) in units.items()}
         self.calibration.measure(task, bare, [feats[index] for index in learning])
 
@@ -205,7 +210,14 @@ class DistillationLoss(nn.Module):
     ) -> tuple[Taps, Taps, Targets]:
         """Return the taps of both sides and the targets for one branch of the student."""
         own, other = link.taps(student, teacher, branch)
-        return own, other, link.targets(self.task.targets(batch, branch, own.image_size), student)
+        labeled, parts = self.task.labeled(batch), []
+        if labeled:
+            parts.append(link.targets(self.task.targets(batch, branch, own.image_size), student))
+        if labeled < len(batch["img"]):
+            classes, one_each = link.student_view.classes, branch == "one2one"
+            parts.append(pseudo_targets(other, labeled, self.confidence, classes, one_each))
+            self.task.detected[branch] = parts[-1]
+        return own, other, joined(parts)
 
     def _note(self, units: Units, terms: Mapping[str, torch.Tensor], factor: float) -> None:
         """Add the step to the epoch's means, and let the watch see the terms that should act."""

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.engine.model import Model
+from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.utils.nms import non_max_suppression
 
 from yolokd.drawing import Drawing, draw_image
@@ -24,6 +26,7 @@ from yolokd.parity import Array, difference, matched_difference, ordered_differe
 NOISE_INPUTS, DRAWN_INPUTS = 2, 6
 TOLERANCE = {32: 1e-3, 16: 5e-2}  # largest difference as a fraction of the channel's largest value, by bits
 CONF, IOU = 0.25, 0.7  # the host's values for detections
+TASKS = ("detect", "segment", "pose", "obb")
 LEAST_CONF = 0.01  # below this a score says nothing
 
 
@@ -89,11 +92,11 @@ class Parity:
         )
 
 
-def export_and_check(model: str | Path | YOLO, overrides: Mapping[str, Any]) -> tuple[Path, Parity | None]:
+def export_and_check(model: str | Path | Model, overrides: Mapping[str, Any]) -> tuple[Path, Parity | None]:
     """Export a model as Ultralytics does, and compare the file with the weights where that is possible.
 
     Args:
-        model (str | Path | YOLO): The weights, or a loaded model.
+        model (str | Path | Model): The weights, or a loaded model.
         overrides (Mapping[str, Any]): Ultralytics' export arguments, i.e. `{"format": "onnx", "imgsz": 640}`.
 
     Returns:
@@ -105,7 +108,7 @@ def export_and_check(model: str | Path | YOLO, overrides: Mapping[str, Any]) -> 
         >>> path, parity = export_and_check("best.pt", {"format": "onnx"})
         >>> print(parity.summary())
     """
-    loaded = model if isinstance(model, YOLO) else YOLO(str(model))
+    loaded = model if isinstance(model, Model) else YOLO(str(model))
     path = Path(loaded.export(**overrides))
     if path.suffix != ".onnx" or _bits(_read(path)[1]) not in TOLERANCE:
         return path, None
@@ -114,7 +117,7 @@ def export_and_check(model: str | Path | YOLO, overrides: Mapping[str, Any]) -> 
 
 
 def check_export(
-    weights: str | Path | YOLO | nn.Module,
+    weights: str | Path | Model | nn.Module,
     exported: str | Path,
     imgsz: int | Sequence[int] | None = None,
     conf: float = CONF,
@@ -125,10 +128,11 @@ def check_export(
 
     The outputs are compared value by value, and the detections after them. An end-to-end file gives its detections in
     the order of their scores: there the sorted scores are compared, and each box with the nearest one of its class and
-    score, since equal scores may come in another order. A file of dynamic shape is tried at a second size too.
+    score, since equal scores may come in another order. A file of dynamic shape is tried at a second size too. Of
+    other tasks the mask coefficients, keypoints and angles are compared in raw outputs, and mask prototypes always.
 
     Args:
-        weights (str | Path | YOLO | nn.Module): The weights that were exported; a given model is left as it is.
+        weights (str | Path | Model | nn.Module): The weights that were exported; a given model is left as it is.
         exported (str | Path): The ONNX file.
         imgsz (int | Sequence[int] | None): Input height and width in pixels; by default those of the file.
         conf (float): Confidence threshold for detections; one built into the file must be the same.
@@ -145,36 +149,49 @@ def check_export(
     bits = _bits(meta)
     if bits not in TOLERANCE:
         raise UserError(f"{exported} is quantised to {bits} bits; parity can be checked for 32 and 16 bits")
-    if meta["task"] != "detect":
-        raise UserError(f"{exported} is a {meta['task']} model; parity can be checked for detection models")
+    if meta["task"] not in TASKS:
+        raise UserError(f"{exported} is a {meta['task']} model; parity can be checked for {', '.join(TASKS)}")
     end2end, with_nms = bool(meta.get("end2end")), bool(meta.get("args", {}).get("nms"))
     model = _reference(weights, end2end)
+    queries = isinstance(model.model[-1], RTDETRDecoder)
+    end2end = end2end or queries
     width = session.get_inputs()[0].shape[1]
     channels = int(model.yaml.get("channels", 3))
     if isinstance(width, int) and width != channels:
         raise UserError(f"{exported} takes {width} channels and the weights {channels}: they do not belong together")
 
     pairs = []  # outputs of (torch, onnx), each (1, rows, columns)
+    protos = []  # prototypes of a segmentation model, each (1, masks, places)
     for batch in _batches(session, meta, channels, imgsz, seed):
         with torch.inference_mode():
-            output = model(torch.from_numpy(batch))
-        expected = (output[0] if isinstance(output, (tuple, list)) else output).float().numpy()
-        given = np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[0], dtype=np.float32)
-        pairs += [(expected[i : i + 1], given[i : i + 1]) for i in range(len(batch))]
+            expected = _outputs(model(torch.from_numpy(batch)))
+        given = [np.asarray(o, dtype=np.float32) for o in session.run(None, {session.get_inputs()[0].name: batch})]
+        if end2end or with_nms:  # rows of box, score, class, and what else a task has
+            sides = (*batch.shape[:1:-1], *batch.shape[:1:-1]) if queries else (1, 1, 1, 1)
+            unit = np.array([*sides, 1, 1], dtype=np.float32)  # queries give fractions of the image
+            expected[0] = expected[0][..., :6] * unit if end2end else expected[0]
+            given[0] = given[0][..., :6] * unit
+        pairs += [(expected[0][i : i + 1], given[0][i : i + 1]) for i in range(len(batch))]
+        if len(expected) > 1 and not with_nms:
+            protos.append([side[1].reshape(1, side[1].shape[1], -1) for side in (expected, given)])
 
     nc, tolerance = len(meta["names"]), TOLERANCE[bits]
     if not with_nms:  # lower the threshold for models that are not sure of anything
-        best = max(float((o[..., 4] if end2end else o[:, 4:]).max()) for o, _ in pairs)
+        best = max(float((o[..., 4] if end2end else o[:, 4 : 4 + nc]).max()) for o, _ in pairs)
         conf = min(conf, max(0.5 * best, LEAST_CONF))
     slack = conf * tolerance
-    ours = [_detections(output, conf - slack, iou, nc, end2end) for output, _ in pairs]
-    theirs = [_detections(output, conf - slack, iou, nc, end2end or with_nms) for _, output in pairs]
+    obb = meta["task"] == "obb"
+    ours = [_detections(output, conf - slack, iou, nc, end2end, obb) for output, _ in pairs]
+    theirs = [_detections(output, conf - slack, iou, nc, end2end or with_nms, obb) for _, output in pairs]
     if with_nms:
         max_abs, max_rel = matched_difference(ours, theirs, conf + slack)
     elif end2end:
         max_abs, max_rel = ordered_difference([a[0] for a, _ in pairs], [b[0] for _, b in pairs], tolerance)
     else:
         max_abs, max_rel = difference([a for a, _ in pairs], [b for _, b in pairs])
+    if protos:
+        worst = difference([a for a, _ in protos], [b for _, b in protos])
+        max_abs, max_rel = max(max_abs, worst[0]), max(max_rel, worst[1])
     same = all(
         partnered(a, b, conf + slack, tolerance) and partnered(b, a, conf + slack, tolerance)
         for a, b in zip(ours, theirs)
@@ -219,17 +236,23 @@ def _bits(meta: Mapping[str, Any]) -> int:
     return int(value) if str(value) in {"8", "16", "32"} else 8
 
 
-def _reference(weights: str | Path | YOLO | nn.Module, end2end: bool) -> Any:
+def _reference(weights: str | Path | Model | nn.Module, end2end: bool) -> Any:
     """Return an own copy of the model in float32 on the CPU, not fused, that gives what the file should give."""
     if isinstance(weights, (str, Path)):
         weights = YOLO(str(weights))
-    model: Any = weights.model if isinstance(weights, YOLO) else weights
+    model: Any = weights.model if isinstance(weights, Model) else weights
     model = copy.deepcopy(model).float().cpu().eval()
     head = model.model[-1]
-    if end2end or getattr(model, "end2end", False):
+    if not isinstance(head, RTDETRDecoder) and (end2end or getattr(model, "end2end", False)):
         model.end2end = end2end
     head.export, head.dynamic, head.shape = False, False, None
     return model
+
+
+def _outputs(output: Any) -> list[Array]:
+    """Return what a model gives in evaluation: detections, and of a segmentation model the prototypes after them."""
+    first = output[0] if isinstance(output, (tuple, list)) else output
+    return [tensor.float().numpy() for tensor in (first if isinstance(first, (tuple, list)) else [first])]
 
 
 def _batches(
@@ -266,9 +289,12 @@ def _image(index: int, height: int, width: int, channels: int, seed: int) -> Arr
     return np.ascontiguousarray(image / 255, dtype=np.float32)
 
 
-def _detections(output: Array, conf: float, iou: float, nc: int, final: bool) -> Array:
-    """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class."""
-    if final:
-        return output[0][output[0][:, 4] >= conf][:, :6]
-    rows = non_max_suppression(torch.from_numpy(output.copy()), conf, iou, nc=nc, max_time_img=60.0)[0].numpy()
-    return rows[:, :6]
+def _detections(output: Array, conf: float, iou: float, nc: int, final: bool, rotated: bool) -> Array:
+    """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class; rotated boxes as if they were not."""
+    if not final:
+        raw = torch.from_numpy(output[:, : 4 + nc + rotated].copy())
+        rows = non_max_suppression(raw, conf, iou, nc=nc, max_time_img=60.0, rotated=rotated)[0].numpy()[:, :6]
+    else:
+        rows = output[0][output[0][:, 4] >= conf][:, :6]
+    centre, half = rows[:, :2], rows[:, 2:4] / 2
+    return np.hstack((centre - half, centre + half, rows[:, 4:])) if rotated else rows

@@ -1,4 +1,4 @@
-"""What is handed on or taken out of the way: teacher objects, a copied criterion, the folder of a failed run."""
+"""What is handed on or taken out of the way: teacher objects, the folder of a failed run."""
 
 from __future__ import annotations
 
@@ -42,15 +42,10 @@ def save_teachers(models: list[nn.Module], folder: Path) -> str | list[str]:
     return paths if len(paths) > 1 else paths[0]
 
 
-def take_off(model: nn.Module) -> None:
-    """Remove a copied criterion from an EMA, so that its checkpoints hold a plain student."""
-    model._modules.pop("criterion", None)
-
-
 def discard_run(trainer: Any) -> None:
     """Remove the folder of a run that went wrong before anything was trained in it."""
     folder = getattr(trainer, "save_dir", None)
     if folder and folder.is_dir() and RANK in {-1, 0} and not getattr(trainer, "resume", False):
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        if all(name in {"args.yaml", "labels.jpg"} or name.startswith("teacher") for name in files):
+        if all(name in {"args.yaml", "data.yaml", "labels.jpg"} or name.startswith("teacher") for name in files):
             shutil.rmtree(folder, ignore_errors=True)

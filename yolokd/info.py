@@ -98,6 +98,7 @@ def measure(name: str) -> tuple[int, float]:
 def methods_text() -> str:
     """Return the table of methods: paper, signal, parameters, cost, and what is the paper's and what is ours."""
     from yolokd.losses import ALIASES, LOSSES
+    from yolokd.matrix import tasks_text
 
     rows = [("method", "signal", "parameters", "cost", "paper")]
     notes = []
@@ -117,7 +118,7 @@ def methods_text() -> str:
         f"cost: arithmetic of a training step beside yolov8n's own, counted at {IMAGE_SIZE} pixels; the teacher's "
         f"forward comes on top, once for all methods.\n\n"
         "What the paper states, and what is our reading:\n" + "\n".join([*notes, *_left_out()])
-    )
+    ) + f"\n\n{tasks_text()}"
 
 
 def _left_out() -> list[str]:

@@ -7,82 +7,119 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolokd.classes import match_classes, some
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.link import Link
+from yolokd.images import sight_of
+from yolokd.levels import pair_levels
+from yolokd.link import Link, is_resampled
 from yolokd.losses import LOSSES, build
-from yolokd.outputs import View, shared_levels
+from yolokd.neck import input_channels, model_strides, neck_channels
+from yolokd.outputs import View
 from yolokd.rng import preserved_rng
 from yolokd.schedule import Schedule, Stages
+from yolokd.suitability import check, reads, student_head, teacher_head
 from yolokd.taps import Pair
-from yolokd.teacher import Teacher, model_strides, neck_channels
+from yolokd.teacher import Teacher
 
 LOGGER = logging.getLogger("ultralytics")
 
 
-def fold(name: str) -> str:
-    """Return a class name with case, spaces, hyphens and underscores folded."""
-    return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
-
-
-def match_classes(student: Mapping[int, str], teacher: Mapping[int, str]) -> list[tuple[int, int]]:
-    """Return the index pairs of the classes that both sides have by name, in the student's order."""
-    known = {fold(name): index for index, name in teacher.items()}
-    return [(index, known[fold(name)]) for index, name in student.items() if fold(name) in known]
-
-
 def link(
-    model: Any, names: Mapping[int, str], teacher: Teacher, levels: Sequence[int] | None, needs_classes: list[str]
+    model: Any,
+    names: Mapping[int, str],
+    teacher: Teacher,
+    levels: Sequence[int] | None,
+    needs_classes: list[str],
+    class_map: Mapping[str, str | list[str]] | None = None,
 ) -> Link:
     """Pair levels by stride and classes by name.
+
+    A teacher that sees larger images has smaller strides in pixels of the student's images, and the other way round.
 
     Args:
         model (nn.Module): The student.
         names (Mapping[int, str]): The data's class names, which the student learns.
-        teacher (Teacher): The teacher.
+        teacher (Teacher): The teacher, whose sight is set.
         levels (Sequence[int] | None): Wanted strides, or None for all shared ones.
         needs_classes (list[str]): Methods that read class logits.
+        class_map (Mapping[str, str | list[str]] | None): `kd_class_map`.
 
     Raises:
         UserError: If there is no shared level, or no shared class although a method reads class logits.
     """
     strides = model_strides(model)
-    shared = shared_levels(strides, teacher.strides, levels)
+    effective = [stride / teacher.sight.ratio for stride in teacher.strides]
+    paired = pair_levels(strides, effective, levels)
+    shared = [strides[i] for i, _ in paired]
     if not shared or (levels and set(levels) - set(shared)):
         asked = f"kd_levels={list(levels)}: " if levels else ""
+        both = [strides[i] for i, _ in pair_levels(strides, effective)]
         raise UserError(
-            f"{asked}student strides {list(strides)} and teacher strides {list(teacher.strides)} share "
-            f"{shared_levels(strides, teacher.strides) or 'no level'}; choose a teacher or kd_levels= among shared ones"
+            f"{asked}student strides {list(strides)} and teacher strides {_numbers(effective)} share "
+            f"{both or 'no level'}; choose a teacher or kd_levels= among shared ones"
         )
-    if unpaired := sorted({*strides, *teacher.strides} - set(shared)):
-        LOGGER.info(f"distillation: levels of stride {shared} are paired; {unpaired} are left out")
-    pairs = match_classes(names, teacher.names)
+    _say_levels(strides, effective, paired)
+    pairs = match_classes(names, teacher.names, class_map)
     if needs_classes and not pairs:
         raise UserError(
             f"method={'+'.join(needs_classes)} compares class logits, but the teacher knows none of the data's classes "
-            f"({_some(names)}); it knows {_some(teacher.names)}. Add teacher_epochs=20 to fine-tune the teacher on the "
-            f"data first, or use a feature method, i.e. method=dfmsd"
+            f"({some(names)}); it knows {some(teacher.names)}. Name those that are called otherwise, i.e. "
+            f"kd_class_map={{car: automobile}}, add teacher_epochs=20 to fine-tune the teacher on the data first, or "
+            f"use a feature method, i.e. method=dfmsd"
         )
     unknown = [name for index, name in names.items() if index not in {i for i, _ in pairs}]
     if needs_classes and unknown:
         LOGGER.warning(
             f"distillation: the teacher does not know {', '.join(unknown[:5])}{'...' if len(unknown) > 5 else ''}; "
-            f"{'+'.join(needs_classes)} act on the {len(pairs)} classes that it knows"
+            f"{'+'.join(needs_classes)} act on the {len(pairs)} class{'es' * (len(pairs) > 1)} that it knows"
         )
     identity = pairs == [(i, i) for i in range(len(names))] and len(teacher.names) == len(names)
-    sides: list[tuple[int, ...] | None] = (
-        [None, None] if identity or not pairs else [tuple(pair[side] for pair in pairs) for side in (0, 1)]
-    )
+    whole = identity or not pairs
     return Link(
         teacher,
-        View(strides, tuple(strides.index(stride) for stride in shared), sides[0]),
-        View(teacher.strides, tuple(teacher.strides.index(stride) for stride in shared), sides[1]),
+        View(strides, tuple(i for i, _ in paired), None if whole else tuple(own for own, _ in pairs)),
+        View(teacher.strides, tuple(j for _, j in paired), None if whole else tuple(theirs for _, theirs in pairs)),
     )
 
 
-def _some(names: Mapping[int, str]) -> str:
-    values = list(names.values())
-    return ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
+def _numbers(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:g}' for value in values)}]"
+
+
+def _say_levels(strides: Sequence[int], effective: Sequence[float], paired: Sequence[tuple[int, int]]) -> None:
+    """Say which levels are paired, where it is not all of both sides with the same strides."""
+    shared, theirs = [strides[i] for i, _ in paired], [effective[j] for _, j in paired]
+    if unpaired := sorted({*strides, *effective} - {*shared, *theirs}):
+        LOGGER.info(f"distillation: levels of stride {shared} are paired; {_numbers(unpaired)} are left out")
+    if theirs != shared:
+        LOGGER.info(
+            f"distillation: the teacher's maps have strides {_numbers(theirs)} in the student's pixels and are "
+            f"resampled to {shared}"
+        )
+
+
+def check_grid(methods: Sequence[str], teacher: Teacher, args: Any) -> None:
+    """Refuse methods that cannot act on a teacher's maps brought onto another grid.
+
+    Args:
+        methods (Sequence[str]): Names of the methods.
+        teacher (Teacher): The teacher.
+        args (SimpleNamespace): The run's arguments.
+
+    Raises:
+        UserError: If there is one among them; the message says why and what to do.
+    """
+    sizes = f"imgsz={args.imgsz}, teacher_imgsz={args.teacher_imgsz or args.imgsz}, its strides {list(teacher.strides)}"
+    for name, why in (
+        ("ld", "compares distributions over bins, which do not scale"),
+        ("crosskd", "sends the student's maps through the teacher's head, which knows them at its own scale"),
+    ):
+        if name in methods:
+            raise UserError(
+                f"method={name} {why}, but the teacher's grid differs from the student's ({sizes}); use method=bckd, "
+                f"or leave out teacher_imgsz, multi_scale, rect and kd_val"
+            )
 
 
 def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
@@ -124,24 +161,18 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
     """
     device = next(model.parameters()).device
     head = model.model[-1]
-    channels = int(model.yaml.get("channels", 3))
+    channels = input_channels(model)
     own = neck_channels(model, channels)
-    needs_classes = [name for name in methods if LOSSES[name].needs_logits]
-    needs_head = [name for name in methods if LOSSES[name].needs_logits or LOSSES[name].needs_boxes]
+    needs_classes = [name for name in methods if {"logits", "tower"} & reads(name, vars(args))]
     two_branches = getattr(head, "one2one_cv2", None) is not None
     links, pairs = [], []
     for teacher in teachers:
-        if teacher.input_channels != channels:
-            raise UserError(
-                f"teacher takes {teacher.input_channels} input channels and the data has {channels}; "
-                f"use a teacher trained on such images"
-            )
-        if int(args.imgsz) % max(teacher.strides):
-            raise UserError(
-                f"imgsz={args.imgsz} is no multiple of the teacher's largest stride {max(teacher.strides)}; "
-                f"use imgsz={-(-int(args.imgsz) // max(teacher.strides)) * max(teacher.strides)}"
-            )
-        joined = link(model, model.names, teacher, args.kd_levels, needs_classes)
+        check(methods, vars(args), student_head(model), teacher_head(teacher))
+        teacher.sight = sight_of(teacher, channels, args)
+        joined = link(model, model.names, teacher, args.kd_levels, needs_classes, args.kd_class_map)
+        resampled = is_resampled(joined, args)
+        if resampled:
+            check_grid(methods, teacher, args)
         links.append(joined)
         classes = joined.student_view.classes
         pairs.append(
@@ -150,8 +181,8 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
                 teacher_channels=tuple(teacher.channels[i] for i in joined.teacher_view.levels),
                 strides=tuple(joined.student_view.strides[i] for i in joined.student_view.levels),
                 num_classes=len(model.names) if classes is None else len(classes),
-                student_reg_max=int(head.reg_max),
-                teacher_reg_max=teacher.reg_max,
+                student_reg_max=int(getattr(head, "reg_max", 1)),
+                teacher_reg_max=1 if resampled else teacher.reg_max,
                 seed=int(args.seed),
             )
         )
@@ -161,17 +192,23 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
     for text in dict.fromkeys(str(note.message) for note in noted):
         LOGGER.warning(f"distillation: {text}")
     logit_branches = {"one2many", "one2one"} if two_branches else {"one2many"}
+    on_objects = [name for name in methods if LOSSES[name].signal == "regions"] if args.kd_unlabeled else []
     by_confidence = args.kd_teacher_weights == "confidence"
     for teacher in teachers:
-        if by_confidence and not match_classes(model.names, teacher.names):
+        if by_confidence and not teacher.dense:
+            raise UserError(
+                f"kd_teacher_weights=confidence weighs teachers by their class probabilities, and {teacher.not_dense}; "
+                f"use kd_teacher_weights=equal"
+            )
+        if by_confidence and not match_classes(model.names, teacher.names, args.kd_class_map):
             raise UserError(
                 f"kd_teacher_weights=confidence weighs teachers by their class probabilities, but one of them knows "
-                f"none of the data's classes ({_some(model.names)}); use kd_teacher_weights=equal"
+                f"none of the data's classes ({some(model.names)}); use kd_teacher_weights=equal"
             )
         wanted = {teacher.branch_for("one2many")} if by_confidence else set()
         wanted |= {
             teacher.branch_for(branch)
-            for name in needs_head
+            for name in (*needs_classes, *(on_objects if teacher.dense else ()))
             for branch in (logit_branches if LOSSES[name].signal == "logits" else {"one2many"})
         }
         teacher.prepare(device, [b for b in teacher.branches if b in wanted], args.kd_teacher_dtype)
@@ -186,4 +223,5 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
         calibrate=args.kd_gain == "auto",
         by_confidence=args.kd_teacher_weights == "confidence",
     )
+    criterion.confidence = float(args.kd_unlabeled_confidence)
     return criterion.to(device)

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 from torchvision.ops import box_iou
+from ultralytics.nn.modules.head import OBB, RTDETRDecoder
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.metrics import ap_per_class
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolokd.classes import data_classes, match_classes
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.pairing import match_classes
 from yolokd.rng import preserved_rng
+from yolokd.task import corners
 from yolokd.teacher import Teacher
 
 PREFIX = colorstr("preflight: ")
@@ -51,7 +53,7 @@ def check_teachers(model: nn.Module, teachers: Sequence[Teacher], names: Mapping
                 f"{PREFIX}the teacher ({teacher.parameters / 1e6:.1f} M parameters) is smaller than the student "
                 f"({student / 1e6:.1f} M); a larger one usually teaches more"
             )
-        matched = match_classes(names, teacher.names)
+        matched = match_classes(names, teacher.names, args.kd_class_map)
         if not matched:
             LOGGER.warning(
                 f"{PREFIX}the teacher knows none of the data's classes by name; its feature maps are of another task. "
@@ -77,19 +79,15 @@ def quick_ap50(model: nn.Module, batches: Sequence[dict[str, Any]], classes: Map
         table[own] = data
     with torch.no_grad():
         for batch in batches:
-            output = model(batch["img"])
-            found = output[0] if isinstance(output, tuple) else output
-            found = non_max_suppression(found, conf_thres=0.01, iou_thres=0.7, end2end=found.shape[-1] == 6)
             height, width = batch["img"].shape[2:]
             scale = batch["img"].new_tensor([width, height, width, height])
-            for index, detections in enumerate(found):
-                mine = batch["batch_idx"] == index
-                x, y, w, h = (batch["bboxes"][mine] * scale).unbind(-1)
-                boxes = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1)
+            for number, detections in enumerate(detect(model, batch["img"])):
+                mine = batch["batch_idx"] == number
+                boxes = corners(batch["bboxes"][mine], scale)
                 labels = batch["cls"][mine].view(-1)
-                own = detections[:, 5].long().cpu()
-                known = own < len(table)
-                detected = torch.where(known, table[own.clamp(max=len(table) - 1)], -1.0).to(labels.device)
+                index = detections[:, 5].long().cpu()
+                known = index < len(table)
+                detected = torch.where(known, table[index.clamp(max=len(table) - 1)], -1.0).to(labels.device)
                 keep = detected >= 0
                 detections, detected = detections[keep], detected[keep]
                 overlap = box_iou(boxes, detections[:, :4]) * (labels[:, None] == detected[None])
@@ -103,6 +101,38 @@ def quick_ap50(model: nn.Module, batches: Sequence[dict[str, Any]], classes: Map
     tp, conf, found_class, true_class = (np.concatenate(part) for part in (hits, scores, predicted, actual))
     results = ap_per_class(tp, conf, found_class, true_class)
     return float(results[5][:, 0].mean()) if len(results[5]) else 0.0
+
+
+def detect(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
+    """Return a model's detections, whatever its task: upright boxes, around rotated ones, without masks and keypoints.
+
+    Args:
+        model (nn.Module): A model of the host in evaluation mode.
+        images (torch.Tensor): Images with shape (B, C, H, W) in [0, 1].
+
+    Returns:
+        (list[torch.Tensor]): For each image x1, y1, x2, y2 in pixels, score and class with shape (N, 6).
+    """
+    head, output = getattr(model, "model", [None])[-1], model(images)
+    while isinstance(output, (tuple, list)):  # raw maps and prototypes follow the detections
+        output = output[0]
+    rotated, queries = isinstance(head, OBB), isinstance(head, RTDETRDecoder)
+    found = non_max_suppression(
+        output,
+        conf_thres=0.01,
+        iou_thres=0.7,
+        nc=int(getattr(head, "nc", 0)),
+        rotated=rotated,
+        end2end=bool(getattr(head, "end2end", queries or output.shape[-1] == 6)),
+    )
+    height, width = images.shape[2:]
+    pixels = images.new_tensor([width, height, width, height] if queries else [1, 1, 1, 1])
+    if rotated or queries:  # centre and extent, and the angle in the last column
+        found = [
+            torch.cat((corners(torch.cat((row[:, :4], row[:, 6:]), dim=-1), pixels), row[:, 4:6]), dim=-1)
+            for row in found
+        ]
+    return [row[:, :6] for row in found]
 
 
 def _matched(overlap: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
@@ -134,49 +164,47 @@ def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
         names = trainer.data["names"]
         student = quick_ap50(trainer.ema.ema, batches, {i: i for i in names})
         for position, model in enumerate(teacher_models):
-            known = {int(t): int(s) for s, t in match_classes(names, model.names)}
-            if not known:
+            teacher = trainer.criterion.links[position].teacher
+            known = data_classes(match_classes(names, teacher.names, trainer.args.kd_class_map))
+            if not known or teacher.unprompted:
                 continue
-            found = quick_ap50(model.to(trainer.device), batches, known)
+            seen = [{**batch, "img": teacher.sight(batch["img"])} for batch in batches]
+            found = quick_ap50(model.to(trainer.device), seen, known)
             label = "teacher" if len(teacher_models) == 1 else f"teacher {position + 1}"
             text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
             LOGGER.info(f"{text}student at the start {student:.3f}")
             if found <= student:
                 LOGGER.warning(f"{PREFIX}the {label} is not better than the student; distillation can hardly help")
-        _cost(trainer, batches[0])
+        _cost(trainer, _batch(trainer, 0, trainer.batch_size))
 
 
 def _first_batches(trainer: Any) -> list[dict[str, Any]]:
     """Return the first validation batches, read past the loader: its iterator would go on from where it was left."""
-    dataset, size = trainer.test_loader.dataset, trainer.test_loader.batch_size
-    batches = []
-    for start in range(0, min(len(dataset), QUICK_BATCHES * size), size):
-        batch = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, len(dataset)))])
-        batch = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        batches.append({**batch, "img": batch["img"].float() / 255})
-    return batches
+    count, size = len(trainer.test_loader.dataset), trainer.test_loader.batch_size
+    return [_batch(trainer, start, size) for start in range(0, min(count, QUICK_BATCHES * size), size)]
+
+
+def _batch(trainer: Any, start: int, size: int) -> dict[str, Any]:
+    """Return a batch of validation images as the host preprocesses it."""
+    dataset = trainer.test_loader.dataset
+    batch = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, len(dataset)))])
+    batch = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    return {**batch, "img": batch["img"].float() / 255}
 
 
 def _cost(trainer: Any, batch: dict[str, Any]) -> None:
     """Time one training step with and without distillation on a copy of the student."""
-    count = min(len(batch["img"]), trainer.batch_size)
-    small = batch["batch_idx"] < count
-    batch = {
-        "img": batch["img"][:count],
-        "cls": batch["cls"][small],
-        "bboxes": batch["bboxes"][small],
-        "batch_idx": batch["batch_idx"][small],
-    }
     model: Any = deepcopy(unwrap_model(trainer.model)).train()
     distilled = model.criterion
     distilled.clock.step = 1
     distilled.calibration = None  # measuring takes time in a few steps only
     seconds = {}
     for name, criterion in (("plain", distilled.task.base), ("distilled", distilled)):
+        del model.criterion
+        model.criterion = criterion
         for _ in range(2):  # the first is a warm-up
             start = time.perf_counter()
-            loss = criterion(model(batch["img"]), batch)[0].sum()
-            loss.backward()
+            model(batch)[0].sum().backward()
             if trainer.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name] = time.perf_counter() - start

@@ -51,11 +51,11 @@ def propose(
         (tuple[torch.Tensor, torch.Tensor]): Valid boxes inside the image in pixels with shape (B, R, 4), float32, and
             a mask with shape (B, R), bool, which is False on rows left over because an image has too few anchors.
     """
-    assert student.boxes is not None
-    # B images, A anchors, G labelled boxes, P positive slots, R regions
-    with torch.no_grad():
-        decoded = student.decoded()  # (B, A, 4)
+    # B images, A anchors (or queries), G labelled boxes, P positive slots, R regions
+    decoded = student.proposals()  # (B, A, 4)
     batch, count = decoded.shape[:2]
+    # Queries are matched with objects rather than assigned to them: the labelled boxes alone are positive then.
+    assigned = targets.positives if student.regions is None else targets.positives.new_zeros(batch, count)
     slots = min(round(per_image * positives), per_image)
     device = decoded.device
     labelled = torch.zeros(batch, slots + 1, 4, device=device)
@@ -72,10 +72,10 @@ def propose(
 
     # Order of the candidates: 3 labelled, 2 positive while there is room, 1 others, 0 surplus positive, -1 nothing.
     chance = torch.rand(batch, count, generator=generator).to(device)
-    rank = chance.masked_fill(~targets.positives, -1).argsort(dim=1, descending=True).argsort(dim=1)
+    rank = chance.masked_fill(~assigned, -1).argsort(dim=1, descending=True).argsort(dim=1)
     room = slots - present.sum(1, keepdim=True)
-    chosen = targets.positives & (rank < room)
-    anchor_key = chance + torch.where(chosen, 2.0, torch.where(targets.positives, 0.0, 1.0))
+    chosen = assigned & (rank < room)
+    anchor_key = chance + torch.where(chosen, 2.0, torch.where(assigned, 0.0, 1.0))
     key = torch.cat((torch.where(present, 3.0, -1.0), anchor_key), dim=1)  # (B, P + A)
     boxes = torch.cat((labelled, decoded), dim=1)
     if key.shape[1] < per_image:

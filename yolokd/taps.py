@@ -23,6 +23,10 @@ class Taps:
             bottom), or with R = 1 the distances themselves, in units of the stride.
         towers (Callable | None): The model's frozen head as a function of neck maps, returning (logits, boxes) in the
             shapes above; carried by teachers only.
+        angles (torch.Tensor | None): Of a head with rotated boxes, the angle in radians about each anchor's box with
+            shape (B, A, 1); `boxes` are then distances in the frame that is turned by it.
+        regions (torch.Tensor | None): Of a head without boxes per anchor, the boxes that it predicts instead, in
+            pixels as x1, y1, x2, y2 with shape (B, Q, 4).
     """
 
     feats: Sequence[torch.Tensor]
@@ -30,6 +34,8 @@ class Taps:
     logits: torch.Tensor | None = None
     boxes: torch.Tensor | None = None
     towers: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]] | None = None
+    angles: torch.Tensor | None = None
+    regions: torch.Tensor | None = None
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -55,7 +61,10 @@ class Taps:
         return torch.cat(centres), torch.cat(strides)
 
     def decoded(self) -> torch.Tensor:
-        """Return the predicted boxes in pixels as x1, y1, x2, y2 with shape (B, A, 4), in float32."""
+        """Return the predicted boxes in pixels as x1, y1, x2, y2 with shape (B, A, 4), in float32.
+
+        Around a rotated box this is the smallest upright one.
+        """
         assert self.boxes is not None, "these taps carry no box output"
         batch, count, channels = self.boxes.shape
         distances = self.boxes.float()
@@ -64,7 +73,18 @@ class Taps:
             distances = distances.view(batch, count, 4, -1).softmax(-1) @ bins  # (B, A, 4, R) -> (B, A, 4)
         centres, strides = self.anchors()
         left_top, right_bottom = (distances * strides).chunk(2, dim=-1)
+        if self.angles is not None:
+            cos, sin = self.angles.float().cos(), self.angles.float().sin()  # (B, A, 1)
+            x, y = ((right_bottom - left_top) / 2).chunk(2, dim=-1)
+            centres = centres + torch.cat((x * cos - y * sin, x * sin + y * cos), dim=-1)
+            extent = left_top + right_bottom
+            left_top = right_bottom = (extent * cos.abs() + extent.flip(-1) * sin.abs()) / 2
         return torch.cat((centres - left_top, centres + right_bottom), dim=-1)
+
+    def proposals(self) -> torch.Tensor:
+        """Return the boxes that the model predicts, wherever it predicts them, detached, with shape (B, A or Q, 4)."""
+        with torch.no_grad():
+            return self.decoded() if self.regions is None else self.regions.detach().float()
 
     def split(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Split per-anchor values with shape (B, A, ...) into levels with shape (B, H, W, ...)."""

@@ -10,6 +10,9 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.checks import check_model_file_from_stem
 
+from yolokd.errors import UserError
+from yolokd.kinds import SAID, kind_of
+
 SHARED = ("data", "imgsz", "batch", "device", "workers", "seed", "fraction", "single_cls", "amp", "cache", "rect")
 
 
@@ -25,8 +28,12 @@ def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
 
     Returns:
         (Path): The teacher's best.pt.
+
+    Raises:
+        UserError: If the teacher's task needs other labels than the data has.
     """
     weights = check_model_file_from_stem(teacher)
+    _check_labels(str(weights), str(args.task))
     name = f"{Path(str(weights)).stem}-on-{Path(str(args.data)).stem}-{args.imgsz}-{args.teacher_epochs}e"
     wanted = {"model": str(weights), "epochs": args.teacher_epochs, **{k: getattr(args, k) for k in SHARED}}
     if Path(str(args.data)).exists():  # another folder's file of the same name is not the same data
@@ -53,6 +60,17 @@ def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
     LOGGER.info(f"teacher_epochs={args.teacher_epochs}: fine-tuning the teacher on {args.data} in {run}")
     YOLO(weights).train(project=str(folder), name=run.name, exist_ok=True, plots=False, **{**wanted, "model": weights})
     return best
+
+
+def _check_labels(weights: str, task: str) -> None:
+    """Refuse a teacher whose task needs other labels than the data has, which are those of the student's task."""
+    kind = kind_of(weights)
+    if kind == task or (kind in {"detect", "rtdetr", "open"} and task in {"detect", "segment", "obb"}):
+        return  # polygons and corners have their boxes, which the host reads; keypoints it would take for polygons
+    raise UserError(
+        f"teacher_epochs= would train teacher={weights}, {SAID.get(kind, f'a {kind} model')}, on labels for {task}, "
+        f"which it cannot read; give a {task} teacher, or one that is trained already with teacher_epochs=0"
+    )
 
 
 def _remember(trainer: Any, weights: str) -> None:

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import RANK, YAML
+from ultralytics.utils import DEFAULT_CFG, RANK, YAML
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
-from yolokd import config, preflight
+from yolokd import config, no_labels, preflight
 from yolokd.arguments import Configured
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
+from yolokd.feeding import Feeding
 from yolokd.files import keep_rows, whole_checkpoints
-from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers, take_off
+from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
+from yolokd.kinds import check_kind
 from yolokd.pairing import build_criterion
+from yolokd.pruned import as_it_is
+from yolokd.query_student import put_on, take_off
 from yolokd.rng import preserved_rng
 from yolokd.state import FILE, find_state, forget_adapters, write_state
 from yolokd.teacher import Teacher, load_teacher
 from yolokd.teacher_run import fine_tune
 
 
-class Distilling(Configured):
+class Distilling(Configured, Feeding):
     """What distillation adds to an Ultralytics trainer; mixed in before the task's own trainer class.
 
     With `method=none` and `method=ultralytics` every override hands over to the host unchanged; checkpoints are whole
     files in any case.
+
+    Attributes:
+        kind (str): Kind of student that is trained, a key of `TRAINERS`.
     """
 
+    kind: ClassVar[str] = "detect"
     model: Any
     optimizer: Any
 
@@ -51,6 +59,16 @@ class Distilling(Configured):
             discard_run(self)
             raise
 
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """Return the host's model, after a look whether it is of the kind that this trainer trains."""
+        try:
+            if cfg is not None:
+                check_kind(cfg, self.kind, str(self.args.model))
+            return as_it_is(super().get_model(cfg=cfg, weights=weights, verbose=verbose), cfg, weights, self.data)
+        except UserError:
+            discard_run(self)
+            raise
+
     def set_model_attributes(self) -> None:
         """Attach the distillation criterion, before the host compiles, freezes, wraps and optimizes the model."""
         super().set_model_attributes()
@@ -63,12 +81,15 @@ class Distilling(Configured):
                 self.args.teacher = save_teachers(objects, self.save_dir)
                 YAML.save(self.save_dir / "args.yaml", vars(self.args))
         loaded = [load_teacher(source) for source in self.teacher_objects or as_list(self.args.teacher)]
+        if self.args.kd_names:
+            no_labels.ready([teacher for teacher, _ in loaded], self.data["names"], self.args.kd_class_map)
         check = self.args.kd_preflight and not self.resume and RANK in {-1, 0}
         teachers = [Teacher(teacher, identity) for teacher, identity in loaded]
         if check:
             preflight.check_teachers(model, teachers, self.data["names"], self.args)
             self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded]
-        self.criterion = model.criterion = build_criterion(model, teachers, self.methods, self.args)
+        self.criterion = build_criterion(model, teachers, self.methods, self.args)
+        put_on(model, self.criterion)
 
     def set_class_weights(self) -> None:
         """Rebuild the task criterion, which reads the class weights that are set here."""
@@ -155,12 +176,13 @@ class Distilling(Configured):
             return super().validate()
         ema, lend = self.ema.ema, self.args.kd_val
         if lend:
-            ema.criterion, self.criterion.lent = self.criterion, True
+            put_on(ema, self.criterion)
+            self.criterion.lent = True
         try:
             metrics, fitness = super().validate()
         finally:
             if lend:
-                del ema.criterion
+                take_off(ema)
                 self.criterion.lent = False
                 self.criterion.train()
         self._val_terms = lend
@@ -192,7 +214,7 @@ _NORMS = ("kd/student_grad_norm", "kd/adapter_grad_norm")
 
 
 class DistillationTrainer(Distilling, DetectionTrainer):
-    """Detection trainer that distils a teacher into the student.
+    """Detection trainer that distils a teacher into the student; for another task it makes that task's trainer.
 
     Examples:
         >>> from ultralytics import YOLO
@@ -200,6 +222,15 @@ class DistillationTrainer(Distilling, DetectionTrainer):
         >>> model = YOLO("yolov8s.pt")
         >>> model.train(trainer=DistillationTrainer, teacher="yolov8x.pt", method="dfmsd", data="coco8.yaml")
     """
+
+    def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> Any:
+        """Make the trainer of the task in `overrides`, which `YOLO.train` fills in."""
+        from yolokd.trainers import TRAINERS
+
+        task = str((overrides or {}).get("task"))
+        if cls is DistillationTrainer and TRAINERS.get(task, cls) is not cls:
+            return TRAINERS[task](cfg, overrides, _callbacks)
+        return super().__new__(cls)
 
 
 __all__ = ["DistillationTrainer", "Distilling"]

@@ -99,8 +99,10 @@ def _arguments(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is no finished run: {name} is missing; give a folder such as runs/detect/train")
     args = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
-    if not isinstance(args, dict) or args.get("task", "detect") != "detect" or not args.get("data"):
-        raise UserError(f"{folder}/args.yaml is not that of a detection run")
+    if isinstance(args, dict) and (task := args.get("task", "detect")) != "detect":
+        raise UserError(f"{folder} is a run of task={task}; yolokd report evaluates detection runs")
+    if not isinstance(args, dict) or not args.get("data"):
+        raise UserError(f"{folder}/args.yaml is not that of a training run")
     return args
 
 
