@@ -72,7 +72,7 @@ def _prepare_resume(overrides: dict[str, Any]) -> None:
 
 def _check_teachers(overrides: dict[str, Any]) -> None:
     """Find the teachers' files, and load each once to see that it can teach."""
-    from yolokd import config, consistency, inputs
+    from yolokd import config, inputs
     from yolokd.teacher import load_teacher
 
     if overrides.get("teacher") is None or not config.methods(overrides.get("method", config.DEFAULTS["method"])):
