@@ -511,3 +511,36 @@ def test_state_and_load_carry_adapters_gains_and_methods_own_state() -> None:
     assert other.state()["methods"].keys() == state["methods"].keys()
     for key, value in other.state()["methods"].items():
         assert torch.equal(value, state["methods"][key]), key
+
+
+def test_every_third_step_distils_three_times_as_much_and_the_others_leave_the_teacher_alone() -> None:
+    batch = tiny_batch()
+    once, reference = tiny_criterion("mgd+softkd")
+    bare = float(once(batch)[1]["softkd_loss"]) / reference.factor
+    model, criterion = tiny_criterion("mgd+softkd", kd_every=3)
+    criterion.clock.steps = 10
+    (teacher,) = count_teachers(criterion)
+    for step in range(1, 8):
+        criterion.clock.step = step
+        model.zero_grad()
+        loss, items = model(batch)
+        loss.sum().backward()
+        assert all(p.grad is not None for p in criterion.adapters())
+        if step in {1, 4, 7}:
+            assert float(items["softkd_loss"]) == pytest.approx(3 * criterion.factor * bare, rel=1e-4)
+            assert items["mgd_loss"] > 0
+        else:
+            assert items["mgd_loss"] == items["softkd_loss"] == 0
+            assert not any(bool(p.grad.any()) for p in criterion.adapters())
+    assert teacher.calls == 3
+    assert criterion.seen == 3  # the means are those of the steps that distilled
+
+
+def test_on_validation_images_the_terms_are_never_left_out() -> None:
+    model, criterion = tiny_criterion("softkd", kd_every=4)
+    criterion.clock.step = 2
+    criterion.lent = True
+    model.eval()
+    criterion.eval()
+    _, items = model.loss(tiny_batch(), model(tiny_batch()["img"]))
+    assert items["softkd_loss"] > 0

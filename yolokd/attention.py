@@ -20,44 +20,41 @@ def _strength(feature: torch.Tensor, eps: float = 1e-6) -> tuple[torch.Tensor, t
     nearly flat, and scaled maps make a temperature mean the same for every model and level (our reading).
     """
     strength = as_float(feature.detach()).abs()
-    variance = (strength - strength.mean(dim=(1, 2, 3), keepdim=True)).square().mean(dim=(1, 2, 3), keepdim=True)
+    centred = strength - strength.mean(dim=(1, 2, 3), keepdim=True)
+    variance = centred.square_().mean(dim=(1, 2, 3), keepdim=True)
     return strength, variance.sqrt().clamp_min(eps)
 
 
-def spatial_attention(feature: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
-    """Return the attention of positions, A_s = H * W * softmax over positions of (mean over channels of |F| / tau).
+def attentions(feature: torch.Tensor, temperature: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention of positions and of channels, which share most of their work.
 
-    The form is that of FGD (Yang et al. 2022, arXiv 2111.11837), on |F| scaled to unit deviation in each
-    image.
+    A_s = H * W * softmax over positions of (mean over channels of |F| / tau), A_c = C * softmax over channels of (mean
+    over positions of |F| / tau): the form of FGD (Yang et al. 2022, arXiv 2111.11837), on |F| scaled to unit deviation
+    in each image.
 
     Args:
         feature (torch.Tensor): Map with shape (B, C, H, W).
         temperature (float): Temperature tau, above 0.
 
     Returns:
-        (torch.Tensor): Attention with shape (B, 1, H, W) and mean 1 in each image, detached, in float32.
+        spatial (torch.Tensor): Attention A_s with shape (B, 1, H, W) and mean 1 in each image, detached, in float32.
+        channel (torch.Tensor): Attention A_c with shape (B, C, 1, 1) and mean 1 in each image, detached, in float32.
     """
     strength, deviation = _strength(feature)
-    logits = strength.mean(dim=1, keepdim=True) / (deviation * temperature)  # (B, 1, H, W)
-    return (logits.flatten(1).softmax(dim=1) * logits[0].numel()).view_as(logits)
+    by_position = strength.mean(dim=1, keepdim=True) / (deviation * temperature)  # (B, 1, H, W)
+    by_channel = strength.mean(dim=(2, 3), keepdim=True) / (deviation * temperature)  # (B, C, 1, 1)
+    spatial = (by_position.flatten(1).softmax(dim=1) * by_position[0].numel()).view_as(by_position)
+    return spatial, by_channel.softmax(dim=1) * by_channel.shape[1]
+
+
+def spatial_attention(feature: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
+    """Return the attention of positions with shape (B, 1, H, W); see `attentions`."""
+    return attentions(feature, temperature)[0]
 
 
 def channel_attention(feature: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
-    """Return the attention of channels, A_c = C * softmax over channels of (mean over positions of |F| / tau).
-
-    The form is that of FGD (Yang et al. 2022, arXiv 2111.11837), on |F| scaled to unit deviation in each
-    image.
-
-    Args:
-        feature (torch.Tensor): Map with shape (B, C, H, W).
-        temperature (float): Temperature tau, above 0.
-
-    Returns:
-        (torch.Tensor): Attention with shape (B, C, 1, 1) and mean 1 in each image, detached, in float32.
-    """
-    strength, deviation = _strength(feature)
-    logits = strength.mean(dim=(2, 3), keepdim=True) / (deviation * temperature)  # (B, C, 1, 1)
-    return logits.softmax(dim=1) * logits.shape[1]
+    """Return the attention of channels with shape (B, C, 1, 1); see `attentions`."""
+    return attentions(feature, temperature)[1]
 
 
 def _top(scores: torch.Tensor, budget: torch.Tensor, most: int, equal: bool) -> torch.Tensor:

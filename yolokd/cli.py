@@ -151,6 +151,13 @@ def run_compare(words: list[str]) -> int:
     return run_words(words)
 
 
+def run_profile(words: list[str]) -> int:
+    """Say where the time of a training step goes."""
+    from yolokd.profiling import run_words
+
+    return run_words(words)
+
+
 def show(text: Callable[[], str]) -> Callable[[list[str]], int]:
     """Return the function of a mode that prints a text."""
 
@@ -208,6 +215,7 @@ MODES: dict[str, Mode] = {
     "benchmark": Mode(hand_over("benchmark"), "as yolo benchmark"),
     "export": Mode(run_export, "as yolo export, then compare the exported file with torch"),
     "inspect": Mode(run_inspect, "pictures of what a method distils: attention, masks, regions, ranked classes"),
+    "profile": Mode(run_profile, "where the time of a training step goes, beside plain training and the built-in"),
     "report": Mode(run_report, "a report from finished run folders, also those of yolo train"),
     "demo": Mode(run_demo, "offline demonstration on drawn images, some minutes on a CPU"),
     "methods": Mode(show(_text("methods_text")), "the methods: paper, signal, parameters, cost, what is our reading"),

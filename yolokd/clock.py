@@ -32,6 +32,11 @@ class Clock:
         return self.epoch + min(self.step / max(self.steps, 1), 1.0)
 
     @property
+    def done(self) -> int:
+        """Steps of the run before the one that has begun, as the host counts them now."""
+        return self.epoch * self.steps + max(self.step - 1, 0)
+
+    @property
     def progress(self) -> float:
         """Fraction of the run done, in [0, 1]."""
         return min(self.position / max(self.epochs, 1), 1.0)

@@ -15,6 +15,7 @@ from yolokd.errors import UserError
 from yolokd.link import Link
 from yolokd.losses.base import DistillLoss
 from yolokd.outputs import Output, read_output
+from yolokd.precision import beside
 from yolokd.pseudo import joined, pseudo_targets
 from yolokd.query_task import task_of
 from yolokd.schedule import Schedule, Stages
@@ -52,6 +53,7 @@ class DistillationLoss(nn.Module):
         stages: Stages,
         calibrate: bool = True,
         by_confidence: bool = False,
+        every: int = 1,
     ):
         """Join base criterion, teachers and methods.
 
@@ -65,13 +67,14 @@ class DistillationLoss(nn.Module):
             stages (Stages): Which teacher acts when.
             calibrate (bool): Whether the shares are gradient shares to be measured.
             by_confidence (bool): Whether teachers that act together are weighted by their confidence, else equally.
+            every (int): Distil on every so many steps only, with the terms multiplied by that number.
         """
         super().__init__()
         self.links = list(links)
         self.methods: Any = nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in methods.items()})
         self.schedule, self.stages = schedule, stages
         self.gains = dict(shares)
-        self.by_confidence = by_confidence
+        self.by_confidence, self.every = by_confidence, every
         self.calibration = GainCalibration(shares) if calibrate else None
         self.clock = Clock()
         self.lent = False
@@ -113,6 +116,11 @@ class DistillationLoss(nn.Module):
         stop = self.schedule.stop_at(clock.epochs, clock.close_mosaic)
         return self.schedule.factor(clock.progress, stop) * self.stages.ramp(self.stage, clock.position, clock.epochs)
 
+    @property
+    def rests(self) -> bool:
+        """Whether this step is one of those that `every` leaves out; the first of a run is not."""
+        return self.training and self.clock.done % self.every > 0
+
     def unit_gain(self, unit: str) -> float:
         """Return the gain in force of a method or of one of its parts."""
         return (self.calibration.gains if self.calibration else self.gains)[unit]
@@ -146,13 +154,14 @@ class DistillationLoss(nn.Module):
         """Return each method's term as it is added to the loss per image."""
         output, factor = read_output(preds), self.factor
         terms = {name: _idle(modules, output.feats[0]) for name, modules in self.methods.items()}
-        if factor == 0:
+        if factor == 0 or self.rests:
             return terms
         units = self._units(output, batch)
+        scale = self.every if self.training else 1
         if self.training:
             self._measure(task, units, output.feats, preds, batch)
         for unit, (name, term, _) in units.items():
-            terms[name] = terms[name] + self.unit_gain(unit) * factor * term
+            terms[name] = terms[name] + self.unit_gain(unit) * factor * scale * term
         if self.training:
             self._note(units, terms, factor)
         return terms
@@ -181,7 +190,7 @@ class DistillationLoss(nn.Module):
         self.calibration.measure(task, bare, [feats[index] for index in learning])
 
     def _units(self, student: Output, batch: dict[str, torch.Tensor]) -> Units:
-        """Return each unit's method, its sum over teachers and branches by their weights, and the sum of the weights."""
+        """Return each unit's method, its weighted sum over teachers and branches, and the sum of the weights."""
         acting = self.stages.acting(self.stage)
         taps = {}
         for index in acting:
@@ -199,7 +208,9 @@ class DistillationLoss(nn.Module):
                 module.stage, module.progress = self.stage, self.clock.progress
                 for branch in taps[index] if module.signal == "logits" else ["one2many"]:
                     weight = self.task.weight(branch)
-                    for part, term in module.parts(*taps[index][branch]).items():
+                    with beside(self.links[index].teacher, student.feats[0].device):
+                        parts = module.parts(*taps[index][branch])
+                    for part, term in parts.items():
                         unit = f"{name}_{part}" if part else name
                         _, total, weights = units.get(unit, (name, 0.0, 0.0))
                         units[unit] = (name, total + weight * share * term, weights + weight / len(acting))

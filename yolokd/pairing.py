@@ -221,7 +221,8 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
         schedule=Schedule(args.kd_warmup, args.kd_decay, args.kd_stop),
         stages=Stages.parse(args.dfmsd_stages if staged else [], len(teachers), args.kd_teachers == "together"),
         calibrate=args.kd_gain == "auto",
-        by_confidence=args.kd_teacher_weights == "confidence",
+        by_confidence=by_confidence,
+        every=int(args.kd_every),
     )
     criterion.confidence = float(args.kd_unlabeled_confidence)
     return criterion.to(device)

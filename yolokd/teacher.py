@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ class Teacher:
         """Return neck maps and raw branches for the student's images with shape (B, C, H, W) in [0, 1]."""
         seen = self.sight(images.float())
         with self._precision(images.device):
-            return read_output(self.model(seen.contiguous(memory_format=torch.channels_last)))
+            output = read_output(self.model(seen.contiguous(memory_format=torch.channels_last)))
+        return replace(output, feats=[feat.contiguous() for feat in output.feats])  # laid out as the student's are
 
     def towers(self, branch: str, view: View) -> Any:
         """Return the frozen head of a branch as a function of the shared neck maps, with gradient to its input."""

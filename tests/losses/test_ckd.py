@@ -115,7 +115,7 @@ def test_module_equals_the_loop_version(iou: float, align: bool) -> None:
         rows, maps = [], [feat.detach().numpy() for feat in taps.feats]
         maps = [standardize(feat) for feat in maps] if align else maps
         for box, b, level in zip(boxes, image, levels):
-            region = oracle.roi_align(maps[level][b], box.numpy(), pair.strides[level])
+            region = oracle.roi_align(maps[level][b], box.numpy(), pair.strides[level], samples=1)
             vector = entry[level](torch.from_numpy(region.mean(axis=(1, 2))))
             rows.append(module.projection(vector).detach().numpy())
         return np.stack(rows)
@@ -162,7 +162,7 @@ def test_queue_holds_the_teachers_features_of_training_batches_only() -> None:
     for box, image in zip(boxes.flatten(0, 1), np.repeat(np.arange(2), 6)):
         level = oracle.teacher_level(float(box[2] - box[0]), float(box[3] - box[1]), pair.strides)
         feature = teacher.feats[level][image].double().numpy()
-        region = oracle.roi_align(feature, box.double().numpy(), pair.strides[level]).mean(axis=(1, 2))
+        region = oracle.roi_align(feature, box.double().numpy(), pair.strides[level], samples=1).mean(axis=(1, 2))
         wanted.append((level, *region.round(4), *[0.0] * (module.queue.shape[1] - len(region))))
     found = [(int(n), *q.double().numpy().round(4)) for n, q in zip(module.queue_level[:12], module.queue[:12])]
     np.testing.assert_allclose(sorted(found), sorted(wanted), atol=2e-4)
@@ -211,7 +211,7 @@ def test_student_feature_is_the_mean_of_the_region() -> None:
     rois = torch.tensor([[1.0, 10, 12, 90, 70], [0, 0, 0, 128, 96]])
     rows = [torch.tensor([1])]
     values = module.vectors(module.pooled(student.feats, rois, rows), module.student_entry, rows, 2)
-    pooled = pool(student.feats[0], 8, rois).mean(dim=(2, 3))
+    pooled = pool(student.feats[0], 8, rois, samples=1).mean(dim=(2, 3))
     torch.testing.assert_close(values[1], module.projection(module.student_entry[0](pooled[1])))
     assert not values[0].any()
 

@@ -73,9 +73,9 @@ def sgfi(
     wanted: dict[int, list[Array]] = {}
     for box, image in zip(boxes, image_index):
         t = teacher_level(box[2] - box[0], box[3] - box[1], strides)
-        target = roi_align(teacher[t][image], box, strides[t])
+        target = roi_align(teacher[t][image], box, strides[t], samples=1)
         key = embeds[t](target)
-        levels = [adapters[t][s](roi_align(student[s][image], box, strides[s])) for s in range(len(strides))]
+        levels = [adapters[t][s](roi_align(student[s][image], box, strides[s], samples=1)) for s in range(len(strides))]
         alpha = softmax(np.array([float(np.dot(embeds[t](region), key)) / tau for region in levels]))
         fused.setdefault(t, []).append(sum(a * region for a, region in zip(alpha, levels)))
         wanted.setdefault(t, []).append(target)

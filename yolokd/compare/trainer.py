@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd.compare.state import read_json, write_json
 from yolokd.imagestream import StreamHash
+from yolokd.memory import peak_bytes
 from yolokd.trainer import DistillationTrainer
 
 MEASURES = "measures.json"
@@ -31,24 +30,6 @@ def model_hash(model: torch.nn.Module) -> str:
         content: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
         digest.update(content)
     return digest.hexdigest()
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Return the largest memory of this process so far: on CUDA what torch had allocated there, else resident."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:  # the high-water mark that getrusage gives can be that of the process which started this one
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-    except (OSError, StopIteration):
-        if sys.platform == "win32":
-            import psutil  # Ultralytics needs it
-
-            return int(psutil.Process().memory_info().peak_wset)
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 class MeasuringTrainer(DistillationTrainer):

@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 
 from yolokd.adapters import standardize
 from yolokd.anchors import selected_anchors
-from yolokd.attention import spatial_attention
+from yolokd.attention import attentions, spatial_attention
 from yolokd.binary import binary_distillation
 from yolokd.inspection.scene import Scene
 from yolokd.inspection.sheet import Array, Panel, Ranking, Regions
@@ -112,10 +112,10 @@ def dfmsd_panels(scene: Scene, level: int) -> list[Panel]:
 def samkd_panels(scene: Scene, level: int) -> list[Panel]:
     """Return the mask of each grid, and the weight of the positions in the logit part."""
     module = scene.modules["samkd"]
-    attention = spatial_attention(scene.teacher.feats[level], module.temperature)
+    attention, by_channel = attentions(scene.teacher.feats[level], module.temperature)
     panels = []
     if module.part_gains["feature"]:
-        masks, channel = module.masks(scene.teacher.feats[level], attention)
+        masks, channel = module.masks(attention, by_channel)
         for grid, mask in masks.items():
             what = f"samkd: {grid} x {grid} cells; of the channels {1 - channel.mean():.0%} too"
             panels.append(mask_panel(scene, level, mask, what, grid))

@@ -101,8 +101,8 @@ class CKDLoss(DistillLoss):
     that overlap this one; a shared projection, cosine similarity, temperature, InfoNCE.
 
     Our reading:
-        - A region's feature is the mean of its 7x7 RoIAlign bins, on the level it is assigned to by its size, for both
-          sides (the paper takes the last layers of the heads).
+        - A region's feature is the mean of its 7x7 RoIAlign bins, of one sample each, on the level it is assigned to by
+          its size, for both sides (the paper takes the last layers of the heads).
         - Levels and sides differ in width, so the projection is one linear layer per side and level, a ReLU, and one
           linear layer shared by all.
         - The teacher's projection is trained too. Under a mean squared error that would invite the constant map; here
@@ -134,7 +134,7 @@ class CKDLoss(DistillLoss):
     def __init__(
         self,
         pair: Pair,
-        regions: int = 128,
+        regions: int = 32,
         positives: float = 0.25,
         temperature: float = 0.07,
         dim: int = 128,
@@ -208,8 +208,8 @@ class CKDLoss(DistillLoss):
         features = []
         for feature, stride, index in zip(feats, self.pair.strides, rows):
             feature = standardize(feature) if self.align else feature
-            # One bin of 14x14 samples is the mean of 7x7 bins of 2x2 samples, at 1/49 of the memory.
-            features.append(pool(feature, stride, rois[index], size=1, samples=14).flatten(1))  # (n, C, 1, 1) -> (n, C)
+            # One bin of 7x7 samples is the mean of 7x7 bins of one sample each, at 1/49 of the memory.
+            features.append(pool(feature, stride, rois[index], size=1, samples=7).flatten(1))  # (n, C, 1, 1) -> (n, C)
         return features
 
     def vectors(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolokd.adapters import Adapters, Generator, as_float, standardize
-from yolokd.attention import Direction, RandomSource, channel_attention, quantile_mask, spatial_attention
+from yolokd.attention import Direction, RandomSource, attentions, quantile_mask
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
 
@@ -89,10 +89,10 @@ def dual_masked_generation(
     Returns:
         (torch.Tensor): Scalar, not negative.
     """
-    weight = as_float(fusion).softmax(dim=0)
-    spatial = as_float(spatial_generator(adapted * spatial_mask))
-    channel = as_float(channel_generator(adapted * channel_mask))
-    return F.mse_loss(weight[0] * spatial + weight[1] * channel, as_float(teacher.detach()))
+    spatial = spatial_generator(adapted * spatial_mask)
+    channel = channel_generator(adapted * channel_mask)
+    weight = as_float(fusion).softmax(dim=0).to(spatial.dtype)  # half precision keeps half the memory for the gradient
+    return F.mse_loss(as_float(weight[0] * spatial + weight[1] * channel), as_float(teacher.detach()))
 
 
 class DFMSDLoss(DistillLoss):
@@ -197,8 +197,7 @@ class DFMSDLoss(DistillLoss):
         gamma = self.active_gamma()
         if self.enhance == "frequency" and gamma > 0:
             raw_teacher = as_float(raw_teacher.detach()) + gamma * high_pass(raw_teacher)
-        spatial = spatial_attention(raw_teacher, self.temperature)
-        channel = channel_attention(raw_teacher, self.temperature)
+        spatial, channel = attentions(raw_teacher, self.temperature)
         if self.enhance == "gain" and self.mask != "random":
             return soft_mask(spatial, 1 + gamma, self.mask), soft_mask(channel, 1 + gamma, self.mask)
         if self.enhance == "gap" and gamma > 0:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolokd.adapters import Adapters, Generator, as_float, standardize
-from yolokd.attention import cell_mask, cell_mean, channel_attention, keep_grids, quantile_mask, spatial_attention
+from yolokd.attention import attentions, cell_mask, cell_mean, keep_grids, quantile_mask
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
 
 Weight = Literal["soft", "binary"]
+Maps = tuple[torch.Tensor, torch.Tensor]
 
 
 def pyramid_generation(
@@ -38,8 +39,9 @@ def pyramid_generation(
     """
     masked = adapted * channel_mask
     stacked = torch.cat([masked * mask for mask in spatial_masks])  # (K * B, C, H, W): one pass for all grids
-    generated = as_float(generator(stacked)).view(-1, *teacher.shape)  # (K, B, C, H, W)
-    return F.mse_loss(generated, as_float(teacher.detach()).expand_as(generated))
+    wanted = as_float(teacher.detach())
+    errors = [F.mse_loss(as_float(grid), wanted) for grid in generator(stacked).split(len(teacher))]
+    return torch.stack(errors).mean()
 
 
 def discrepancy(adapted: torch.Tensor, teacher: torch.Tensor, grids: Sequence[int]) -> torch.Tensor:
@@ -179,27 +181,30 @@ class SAMKDLoss(DistillLoss):
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the parts whose weight is not 0; see the base class."""
         adapted = self.adapters(student.feats if self.generators else [feat.detach() for feat in student.feats])
-        attention = [spatial_attention(feat, self.temperature) for feat in teacher.feats]
+        attention = [attentions(feat, self.temperature) for feat in teacher.feats]
+        maps = [(given, raw.detach()) for given, raw in zip(adapted, teacher.feats, strict=True)]
+        alike = maps if self.align or self.part_gains["logit"] else []
+        aligned = [(standardize(given), standardize(wanted)) for given, wanted in alike]
         terms = {}
         if self.part_gains["feature"]:
-            terms["feature"] = self._feature(adapted, teacher.feats, attention)
+            terms["feature"] = self._feature(aligned if self.align else maps, attention)
         if self.part_gains["logit"]:
-            terms["logit"] = self._logit(student, teacher, adapted, attention)
+            terms["logit"] = self._logit(student, teacher, aligned, [spatial for spatial, _ in attention])
         return terms
 
-    def masks(self, teacher: torch.Tensor, attention: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    def masks(self, spatial: torch.Tensor, channel: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
         """Return the spatial mask (B, 1, H, W) of each kept grid and the channel mask (B, C, 1, 1) of a level.
 
         Args:
-            teacher (torch.Tensor): Teacher's map with shape (B, C, H, W).
-            attention (torch.Tensor): Its spatial attention with shape (B, 1, H, W).
+            spatial (torch.Tensor): Teacher's spatial attention with shape (B, 1, H, W).
+            channel (torch.Tensor): Teacher's channel attention with shape (B, C, 1, 1).
 
         Returns:
             (tuple[dict[int, torch.Tensor], torch.Tensor]): Masks by cells per side, and the mask that all share.
         """
-        grids = keep_grids((teacher.shape[-2], teacher.shape[-1]), self.grids)
-        channel_mask = quantile_mask(channel_attention(teacher, self.temperature), self.channel_ratio)
-        return {grid: cell_mask(attention, self.ratio, grid) for grid in grids}, channel_mask
+        grids = keep_grids((spatial.shape[-2], spatial.shape[-1]), self.grids)
+        channel_mask = quantile_mask(channel, self.channel_ratio)
+        return {grid: cell_mask(spatial, self.ratio, grid) for grid in grids}, channel_mask
 
     def region_weight(self, adapted: torch.Tensor, teacher: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """Return the weight W of a level's positions in the logit part.
@@ -216,31 +221,23 @@ class SAMKDLoss(DistillLoss):
         difference = discrepancy(adapted, teacher, grids)
         return difference * attention if self.weight == "soft" else largest_regions(difference, self.ratio)
 
-    def _feature(
-        self, adapted: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], attention: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
+    def _feature(self, maps: Sequence[Maps], attention: Sequence[Maps]) -> torch.Tensor:
         """Return the masked feature part, averaged over levels."""
         terms = []
-        for given, raw, spatial, generator in zip(adapted, teacher, attention, self.generators, strict=True):
-            spatial_masks, channel_mask = self.masks(raw, spatial)
-            wanted = raw.detach()
-            if self.align:
-                given, wanted = standardize(given), standardize(wanted)
+        for (given, wanted), (spatial, channel), generator in zip(maps, attention, self.generators, strict=True):
+            spatial_masks, channel_mask = self.masks(spatial, channel)
             terms.append(pyramid_generation(given, wanted, list(spatial_masks.values()), channel_mask, generator))
         return torch.stack(terms).mean()
 
     def _logit(
-        self, student: Taps, teacher: Taps, adapted: Sequence[torch.Tensor], attention: Sequence[torch.Tensor]
+        self, student: Taps, teacher: Taps, aligned: Sequence[Maps], attention: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Return the region-weighted logit part over all levels."""
         assert student.logits is not None and teacher.logits is not None, "samkd's logit part needs class logits"
-        weights, fits = [], []
-        for given, raw, spatial in zip(adapted, teacher.feats, attention, strict=True):
-            given, wanted = standardize(given), standardize(raw.detach())
-            weights.append(self.region_weight(given, wanted, spatial).flatten(1))  # (B, 1, H, W) -> (B, H*W)
-            fits.append(F.mse_loss(given, wanted))
+        pairs = zip(aligned, attention, strict=True)
+        weights = [self.region_weight(*maps, spatial).flatten(1) for maps, spatial in pairs]  # (B, 1, H, W) -> (B, H*W)
         term = weighted_binary(student.logits, teacher.logits, torch.cat(weights, dim=1))
         if not self.generators:  # nothing else trains the adapters
-            fit = torch.stack(fits).mean()
+            fit = torch.stack([F.mse_loss(given, wanted) for given, wanted in aligned]).mean()
             term = term + (fit - fit.detach())
         return term

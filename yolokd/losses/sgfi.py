@@ -15,6 +15,7 @@ from yolokd.regions import Proposer, as_rois, pool, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 SIZE = 7  # bins per side of a region; two convolutions of stride 2 take it to 1
+SAMPLES = 1  # per side of a bin; with 2, pooling and its gradient take four times as long
 
 
 def level_weights(
@@ -97,7 +98,7 @@ class SGFILoss(DistillLoss):
     paper: ClassVar[str] = "Yao et al. 2021, arXiv 2108.07482"
     signal: ClassVar[Literal["features", "logits", "regions"]] = "regions"
 
-    def __init__(self, pair: Pair, regions: int = 128, positives: float = 0.25, embed: int = 64, align: bool = True):
+    def __init__(self, pair: Pair, regions: int = 32, positives: float = 0.25, embed: int = 64, align: bool = True):
         """Build adapters and embeddings.
 
         Args:
@@ -135,9 +136,9 @@ class SGFILoss(DistillLoss):
                 (N, L, C, 7, 7), teacher features with shape (N, C, 7, 7), weights with shape (N, L).
         """
         # N regions of this teacher level, L student levels, C channels of the teacher level
-        pooled = [pool(f, stride, rois, SIZE) for f, stride in zip(student.feats, student.strides)]
+        pooled = [pool(f, stride, rois, SIZE, SAMPLES) for f, stride in zip(student.feats, student.strides)]
         adapted = torch.stack(self.adapters[level](pooled), dim=1)  # L x (N, C, 7, 7) -> (N, L, C, 7, 7)
-        reference = pool(teacher.feats[level].detach(), teacher.strides[level], rois, SIZE)
+        reference = pool(teacher.feats[level].detach(), teacher.strides[level], rois, SIZE, SAMPLES)
         student_keys = as_float(self.embeddings[level](adapted.flatten(0, 1)))  # (N * L, C, 7, 7) -> (N * L, D)
         teacher_keys = as_float(self.embeddings[level](reference))
         weights = level_weights(

@@ -1,0 +1,106 @@
+"""Timing by turns, and where the time of a step goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import overrides_for
+from yolokd import cli
+from yolokd.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, profile, text
+from yolokd.rehearsal import Rehearsal, in_turn, ratio
+
+CPU = torch.device("cpu")
+
+
+def test_steps_take_turns_and_the_first_rounds_do_not_count() -> None:
+    order: list[str] = []
+    taken = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warmup=2)
+    assert order == ["a", "b"] * 5
+    assert [len(values) for values in taken.values()] == [3, 3]
+
+
+def test_a_ratio_is_the_median_over_rounds_not_of_the_medians() -> None:
+    taken = {"a": [2.0, 8.0, 3.0], "b": [1.0, 2.0, 3.0]}  # 2, 4, 1
+    assert ratio(taken, "a", "b") == 2
+
+
+def test_a_part_within_a_part_is_taken_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 3.0, 6.0, 10.0, 11.0])  # outer 0..10, inner 1..3 and 6..(10)
+    monkeypatch.setattr("yolokd.profiling.seconds", lambda device: next(now))
+    watch = Stopwatch(CPU)
+    with watch.measuring("outer"):
+        with watch.measuring("inner"):
+            pass
+        with watch.measuring("inner"):
+            pass
+    watch.next_step()
+    assert watch.parts == {"inner": [2 + 4], "outer": [11 - 6]}
+
+
+def test_a_timed_object_is_otherwise_itself() -> None:
+    watch = Stopwatch(CPU)
+    wrapped = Timed(time.strftime, watch, "text")
+    assert wrapped("%%") == "%" and wrapped.__name__ == "strftime"
+    watch.next_step()
+    assert list(watch.parts) == ["text"]
+
+
+def overrides(tmp_path: Path, data: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
+    settings = overrides_for(tmp_path, data, teacher=str(teacher), method="dfmsd+pcd", **changes)
+    return {key: value for key, value in settings.items() if key not in {"project", "name", "kd_preflight"}}
+
+
+def test_a_rehearsal_steps_as_a_run_does_and_saves_nothing(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    rehearsal = Rehearsal(overrides(tmp_path, tiny_data, tiny_teacher("yolov8n")), tmp_path)
+    rehearsal.measure_gains()
+    criterion = rehearsal.trainer.criterion
+    assert not criterion.calibration.wants(True) and all(gain > 0 for gain in criterion.calibration.gains.values())
+    before = [p.detach().clone() for p in rehearsal.trainer.model.parameters()]
+    rehearsal.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, rehearsal.trainer.model.parameters()))
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_profile_names_every_part_and_both_references(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    result = profile(overrides(tmp_path, tiny_data, tiny_teacher("yolov8n")), rounds=2, memory=False)
+    parts = set(result["parts"])
+    assert parts >= {"student", "task loss", "teacher", "dfmsd", "pcd", "backward", "optimizer, EMA"}
+    assert all(value > 0 for value in result["parts"].values())
+    assert list(result["steps"]) == [PLAIN, BUILT_IN, OURS]
+    assert result["steps"][PLAIN]["ratio"] == 1
+    words = text(result)
+    assert "teacher" in words and "of a plain step" in words
+
+
+@pytest.mark.slow
+def test_the_command_draws_its_own_data_and_measures_memory(
+    tmp_path: Path, tiny_teacher: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tiny_teacher("yolov8n")
+    words = ["profile", f"model={teacher}", f"teacher={teacher}", "imgsz=64", "batch=2", "workers=0", "device=cpu"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "this run" in out and out.count("GB") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["profile"], "profile needs model="),
+        (["profile", "model=yolov8n.yaml"], "profile needs teacher="),
+        (["profile", "model=yolov8n.yaml", "teacher=none.pt"], "there is no file"),
+    ],
+)
+def test_what_is_missing_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
