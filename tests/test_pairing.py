@@ -7,11 +7,12 @@ import torch
 
 from tests.tiny import NAMES, tiny_args, tiny_batch, tiny_criterion, tiny_model
 from yolokd import config
+from yolokd.assembly import build_criterion, unit_shares
 from yolokd.classes import data_classes, fold, match_classes
 from yolokd.errors import UserError
 from yolokd.losses import build
 from yolokd.outputs import read_output
-from yolokd.pairing import build_criterion, link, unit_shares
+from yolokd.pairing import link
 from yolokd.taps import Pair
 from yolokd.teacher import Teacher, load_teacher
 

@@ -272,3 +272,43 @@ def test_a_segmentation_teacher_teaches_detection() -> None:
     _, items = model(tiny_batch())
     assert float(items["dfmsd_loss"]) > 0
     assert float(items["pcd_loss"]) > 0
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_box_layers_that_nothing_reads_are_left_out_and_boxes_are_none(family: str) -> None:
+    images = tiny_batch()["img"]
+    whole, without = (Teacher(*load_teacher(tiny_model(family, seed=2))) for _ in range(2))
+    branches = whole.branches
+    expected = whole.prepare(torch.device("cpu"), branches, "float32")(images)
+    found = without.prepare(torch.device("cpu"), branches, "float32", boxes=False)(images)
+    assert len(list(without.model.parameters())) < len(list(whole.model.parameters()))
+    for branch in branches:
+        torch.testing.assert_close(found.branches[branch].logits, expected.branches[branch].logits)
+        assert found.branches[branch].boxes is None and expected.branches[branch].boxes is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "boxes"),
+    [
+        ("pcd", {}, False),
+        ("softkd+samkd", {}, False),
+        ("bckd", {}, True),
+        ("bckd", {"bckd_box": 0.0}, False),
+        ("ld", {}, True),
+        ("crosskd", {"crosskd_box": 0.0}, True),  # its class layers are lent as one with the box layers
+        ("dfmsd+pcd", {"kd_unlabeled": "images"}, True),
+    ],
+)
+def test_boxes_are_computed_where_they_are_read(method: str, overrides: dict[str, Any], boxes: bool) -> None:
+    _, criterion = tiny_criterion(method, **overrides)
+    assert criterion.links[0].teacher.boxes == boxes
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_gives_the_same() -> None:
+    images = tiny_batch()["img"]
+    plain, compiled = (Teacher(*load_teacher(tiny_model(seed=2))) for _ in range(2))
+    expected = plain.prepare(torch.device("cpu"), plain.branches, "float32")(images)
+    found = compiled.prepare(torch.device("cpu"), compiled.branches, "float32", compiled=True)(images)
+    for own, other in zip(found.feats, expected.feats):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)

@@ -19,7 +19,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from yolokd import DistillationTrainer, config
-from yolokd.pairing import build_criterion
+from yolokd.assembly import build_criterion
 from yolokd.teacher import Teacher, load_teacher
 
 NAMES = ("circle", "square", "triangle_up")

@@ -124,3 +124,24 @@ def _as_conv(layer: nn.Module) -> nn.Module:
     assert conv.bias is not None
     conv.bias.data = layer.bias.data
     return conv
+
+
+class Skipped(nn.Module):
+    """Stands in for layers whose output nothing reads: zeros, at no cost."""
+
+    def __init__(self, channels: int):
+        """Take the place of layers with so many output channels."""
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return zeros with shape (B, channels, H, W)."""
+        return x.new_zeros(()).expand(len(x), self.channels, *x.shape[-2:])
+
+
+def skip_boxes(head: Any) -> None:
+    """Take the box layers out of a head, in place."""
+    for prefix in BRANCH_PREFIXES.values():
+        layers = getattr(head, f"{prefix}cv2", None)
+        if layers is not None:
+            setattr(head, f"{prefix}cv2", nn.ModuleList(Skipped(4 * int(head.reg_max)) for _ in layers))

@@ -15,10 +15,10 @@ BRANCHES = ("one2many", "one2one")
 
 @dataclass(frozen=True)
 class Branch:
-    """Raw output of a head branch: logits with shape (B, A, K), boxes (B, A, 4 * R), angles, if any, (B, A, 1)."""
+    """Raw output of a head branch: logits with shape (B, A, K), boxes (B, A, 4 * R) and angles (B, A, 1), if any."""
 
     logits: torch.Tensor
-    boxes: torch.Tensor
+    boxes: torch.Tensor | None
     angles: torch.Tensor | None = None
 
 
@@ -106,10 +106,9 @@ class View:
         logits = boxes = angles = None
         if branch is not None:
             raw = output.branches[branch]
-            logits, boxes = self.anchors(raw.logits, sizes), self.anchors(raw.boxes, sizes)
-            if raw.angles is not None:
-                angles = self.anchors(raw.angles, sizes)
-            logits = self.select(logits)
+            logits = self.select(self.anchors(raw.logits, sizes))
+            boxes = None if raw.boxes is None else self.anchors(raw.boxes, sizes)
+            angles = None if raw.angles is None else self.anchors(raw.angles, sizes)
         strides = tuple(self.strides[i] for i in self.levels)
         feats = [output.feats[i] for i in self.levels]
         return Taps(feats, strides, logits, boxes, towers, angles, output.regions)

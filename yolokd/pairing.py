@@ -1,25 +1,17 @@
-"""Joining a student, its teachers and the chosen methods into a criterion."""
+"""Which levels and classes of a student and a teacher are paired, and what that rules out."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yolokd.classes import match_classes, some
-from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.images import sight_of
 from yolokd.levels import pair_levels
-from yolokd.link import Link, is_resampled
-from yolokd.losses import LOSSES, build
-from yolokd.neck import input_channels, model_strides, neck_channels
+from yolokd.link import Link
+from yolokd.neck import model_strides
 from yolokd.outputs import View
-from yolokd.rng import preserved_rng
-from yolokd.schedule import Schedule, Stages
-from yolokd.suitability import check, reads, student_head, teacher_head
-from yolokd.taps import Pair
 from yolokd.teacher import Teacher
 
 LOGGER = logging.getLogger("ultralytics")
@@ -120,109 +112,3 @@ def check_grid(methods: Sequence[str], teacher: Teacher, args: Any) -> None:
                 f"method={name} {why}, but the teacher's grid differs from the student's ({sizes}); use method=bckd, "
                 f"or leave out teacher_imgsz, multi_scale, rect and kd_val"
             )
-
-
-def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
-    """Return each unit's gradient share (`kd_gain=auto`) or fixed gain.
-
-    The share `kd_share` is divided among the methods by their gains, and within a method among its parts by theirs; a
-    fixed gain is `kd_gain` times the method's gain times the part's.
-
-    Args:
-        modules (Mapping[str, DistillLoss]): One module per method.
-        args (SimpleNamespace): The run's arguments.
-    """
-    gains = {name: float(getattr(args, f"{name}_gain")) for name in modules}
-    shares = {}
-    for name, module in modules.items():
-        for unit, weight in module.units.items():
-            if args.kd_gain == "auto":
-                total = sum(gains.values()) * sum(module.units.values())
-                shares[unit] = args.kd_share * gains[name] * weight / total if total else 0.0
-            else:
-                shares[unit] = float(args.kd_gain) * gains[name] * weight
-    return shares
-
-
-def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any) -> DistillationLoss:
-    """Build the distillation criterion of a student; its random streams are left as they were.
-
-    Args:
-        model (nn.Module): The student on its device, with `args` and `names` attached.
-        teachers (Sequence[Teacher]): The teachers in order of their stages, not yet prepared.
-        methods (Sequence[str]): Names of the methods.
-        args (SimpleNamespace): The run's arguments.
-
-    Returns:
-        (DistillationLoss): The criterion, on the student's device.
-
-    Raises:
-        UserError: If student, teacher and methods do not fit.
-    """
-    device = next(model.parameters()).device
-    head = model.model[-1]
-    channels = input_channels(model)
-    own = neck_channels(model, channels)
-    needs_classes = [name for name in methods if {"logits", "tower"} & reads(name, vars(args))]
-    two_branches = getattr(head, "one2one_cv2", None) is not None
-    links, pairs = [], []
-    for teacher in teachers:
-        check(methods, vars(args), student_head(model), teacher_head(teacher))
-        teacher.sight = sight_of(teacher, channels, args)
-        joined = link(model, model.names, teacher, args.kd_levels, needs_classes, args.kd_class_map)
-        resampled = is_resampled(joined, args)
-        if resampled:
-            check_grid(methods, teacher, args)
-        links.append(joined)
-        classes = joined.student_view.classes
-        pairs.append(
-            Pair(
-                student_channels=tuple(own[i] for i in joined.student_view.levels),
-                teacher_channels=tuple(teacher.channels[i] for i in joined.teacher_view.levels),
-                strides=tuple(joined.student_view.strides[i] for i in joined.student_view.levels),
-                num_classes=len(model.names) if classes is None else len(classes),
-                student_reg_max=int(getattr(head, "reg_max", 1)),
-                teacher_reg_max=1 if resampled else teacher.reg_max,
-                seed=int(args.seed),
-            )
-        )
-    with preserved_rng(seed=int(args.seed)), warnings.catch_warnings(record=True) as noted:
-        warnings.simplefilter("always")
-        modules = {name: [build(name, pair, vars(args)) for pair in pairs] for name in methods}
-    for text in dict.fromkeys(str(note.message) for note in noted):
-        LOGGER.warning(f"distillation: {text}")
-    logit_branches = {"one2many", "one2one"} if two_branches else {"one2many"}
-    on_objects = [name for name in methods if LOSSES[name].signal == "regions"] if args.kd_unlabeled else []
-    by_confidence = args.kd_teacher_weights == "confidence"
-    for teacher in teachers:
-        if by_confidence and not teacher.dense:
-            raise UserError(
-                f"kd_teacher_weights=confidence weighs teachers by their class probabilities, and {teacher.not_dense}; "
-                f"use kd_teacher_weights=equal"
-            )
-        if by_confidence and not match_classes(model.names, teacher.names, args.kd_class_map):
-            raise UserError(
-                f"kd_teacher_weights=confidence weighs teachers by their class probabilities, but one of them knows "
-                f"none of the data's classes ({some(model.names)}); use kd_teacher_weights=equal"
-            )
-        wanted = {teacher.branch_for("one2many")} if by_confidence else set()
-        wanted |= {
-            teacher.branch_for(branch)
-            for name in (*needs_classes, *(on_objects if teacher.dense else ()))
-            for branch in (logit_branches if LOSSES[name].signal == "logits" else {"one2many"})
-        }
-        teacher.prepare(device, [b for b in teacher.branches if b in wanted], args.kd_teacher_dtype)
-    staged = "dfmsd" in methods
-    criterion = DistillationLoss(
-        base=model.init_criterion(),
-        links=links,
-        methods=modules,
-        shares=unit_shares({name: items[0] for name, items in modules.items()}, args),
-        schedule=Schedule(args.kd_warmup, args.kd_decay, args.kd_stop),
-        stages=Stages.parse(args.dfmsd_stages if staged else [], len(teachers), args.kd_teachers == "together"),
-        calibrate=args.kd_gain == "auto",
-        by_confidence=by_confidence,
-        every=int(args.kd_every),
-    )
-    criterion.confidence = float(args.kd_unlabeled_confidence)
-    return criterion.to(device)

@@ -16,7 +16,7 @@ from ultralytics.nn.modules.head import Detect, RTDETRDecoder
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolokd.errors import UserError
-from yolokd.heads import class_names, reduce_head, task_of, text_embeddings, why_not_dense
+from yolokd.heads import class_names, reduce_head, skip_boxes, task_of, text_embeddings, why_not_dense
 from yolokd.images import Sight
 from yolokd.neck import Neck, input_channels, model_strides, neck_channels
 from yolokd.outputs import Output, View, read_output
@@ -128,13 +128,14 @@ class Teacher:
         self.strides = model_strides(model)
         self.channels = neck_channels(model, self.input_channels)
         self.reg_max = int(getattr(head, "reg_max", 1))
-        self.sight = Sight()
+        self.sight, self.boxes = Sight(), True
         self.fingerprint = identity
         self.parameters = sum(p.numel() for p in model.parameters())
         self.untrained = is_untrained(model)
         branches = tuple(name for name in ("one2many", "one2one") if self._has(head, name))
         self.branches = branches if self.dense else ()
         self.model: Any = model
+        self._run: Any = model
         self.dtype: torch.dtype | None = None
 
     @property
@@ -158,13 +159,22 @@ class Teacher:
         """Return the teacher's branch that a student's branch learns from: its like, or the only one."""
         return branch if branch in self.branches else self.branches[0]
 
-    def prepare(self, device: torch.device, branches: Sequence[str], dtype: str = "auto") -> Teacher:
+    def prepare(
+        self,
+        device: torch.device,
+        branches: Sequence[str],
+        dtype: str = "auto",
+        boxes: bool = True,
+        compiled: bool = False,
+    ) -> Teacher:
         """Fuse, freeze and strip the model to the given branches; none leaves the neck alone.
 
         Args:
             device (torch.device): Where it runs.
             branches (Sequence[str]): The teacher's branches that methods read.
             dtype (str): `auto`, `float32`, `bfloat16` or `float16`.
+            boxes (bool): Whether boxes are read; without them their layers are left out, and boxes are None.
+            compiled (bool): Whether the forward is compiled by torch.compile, at its first call.
         """
         head = self.model.model[-1]
         if branches:
@@ -180,9 +190,13 @@ class Teacher:
             for name in ("cv2", "cv3", "cv4", "cv5"):
                 if getattr(head, unused + name, None) is not None:
                     setattr(head, unused + name, None)
+        self.boxes = boxes
+        if branches and not boxes:
+            skip_boxes(head)
         head.training = True  # the head module alone: raw maps, no decoding; its layers stay in evaluation mode
         self.branches = tuple(branches)
         self.model.to(device, memory_format=torch.channels_last)
+        self._run = torch.compile(self.model) if compiled else self.model
         if dtype != "auto":
             self.dtype = DTYPES[dtype]
         elif bfloat16_is_fast(device):
@@ -199,8 +213,12 @@ class Teacher:
         """Return neck maps and raw branches for the student's images with shape (B, C, H, W) in [0, 1]."""
         seen = self.sight(images.float())
         with self._precision(images.device):
-            output = read_output(self.model(seen.contiguous(memory_format=torch.channels_last)))
-        return replace(output, feats=[feat.contiguous() for feat in output.feats])  # laid out as the student's are
+            output = read_output(self._run(seen.contiguous(memory_format=torch.channels_last)))
+        branches = output.branches
+        if not self.boxes:
+            branches = {name: replace(branch, boxes=None) for name, branch in branches.items()}
+        feats = [feat.contiguous() for feat in output.feats]  # laid out as the student's are
+        return replace(output, feats=feats, branches=branches)
 
     def towers(self, branch: str, view: View) -> Any:
         """Return the frozen head of a branch as a function of the shared neck maps, with gradient to its input."""

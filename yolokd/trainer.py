@@ -12,13 +12,13 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from yolokd import config, no_labels, preflight
 from yolokd.arguments import Configured
+from yolokd.assembly import build_criterion
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
 from yolokd.feeding import Feeding
 from yolokd.files import keep_rows, whole_checkpoints
 from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
 from yolokd.kinds import check_kind
-from yolokd.pairing import build_criterion
 from yolokd.pruned import as_it_is
 from yolokd.query_student import put_on, take_off
 from yolokd.rng import preserved_rng

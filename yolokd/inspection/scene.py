@@ -11,6 +11,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from yolokd import config, inputs
+from yolokd.assembly import build_criterion
 from yolokd.classes import data_classes, match_classes
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
@@ -19,7 +20,6 @@ from yolokd.inspection.sheet import Array
 from yolokd.kinds import check_detector
 from yolokd.neck import model_strides
 from yolokd.outputs import View, read_output
-from yolokd.pairing import build_criterion
 from yolokd.state import FILE, read_state
 from yolokd.taps import Taps, Targets
 from yolokd.teacher import Teacher, load_teacher

@@ -1,0 +1,156 @@
+"""The distillation criterion of a run, put together from student, teachers, methods and arguments."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from yolokd.classes import match_classes, some
+from yolokd.criterion import DistillationLoss
+from yolokd.errors import UserError
+from yolokd.images import sight_of
+from yolokd.link import Link, is_resampled
+from yolokd.losses import LOSSES, build
+from yolokd.neck import input_channels, neck_channels
+from yolokd.pairing import check_grid, link
+from yolokd.rng import preserved_rng
+from yolokd.schedule import Schedule, Stages
+from yolokd.suitability import check, reads, student_head, teacher_head
+from yolokd.taps import Pair
+from yolokd.teacher import Teacher
+
+LOGGER = logging.getLogger("ultralytics")
+BOXES = {"overlap", "bins", "tower", "hull"}  # what methods read of a teacher that is made of its box layers
+
+
+def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
+    """Return each unit's gradient share (`kd_gain=auto`) or fixed gain.
+
+    The share `kd_share` is divided among the methods by their gains, and within a method among its parts by theirs; a
+    fixed gain is `kd_gain` times the method's gain times the part's.
+
+    Args:
+        modules (Mapping[str, DistillLoss]): One module per method.
+        args (SimpleNamespace): The run's arguments.
+    """
+    gains = {name: float(getattr(args, f"{name}_gain")) for name in modules}
+    shares = {}
+    for name, module in modules.items():
+        for unit, weight in module.units.items():
+            if args.kd_gain == "auto":
+                total = sum(gains.values()) * sum(module.units.values())
+                shares[unit] = args.kd_share * gains[name] * weight / total if total else 0.0
+            else:
+                shares[unit] = float(args.kd_gain) * gains[name] * weight
+    return shares
+
+
+def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any) -> DistillationLoss:
+    """Build the distillation criterion of a student; its random streams are left as they were.
+
+    Args:
+        model (nn.Module): The student on its device, with `args` and `names` attached.
+        teachers (Sequence[Teacher]): The teachers in order of their stages, not yet prepared.
+        methods (Sequence[str]): Names of the methods.
+        args (SimpleNamespace): The run's arguments.
+
+    Returns:
+        (DistillationLoss): The criterion, on the student's device.
+
+    Raises:
+        UserError: If student, teacher and methods do not fit.
+    """
+    device = next(model.parameters()).device
+    own = neck_channels(model, input_channels(model))
+    links, pairs = [], []
+    for teacher in teachers:
+        joined = _link(model, teacher, methods, args)
+        links.append(joined)
+        pairs.append(_pair(model, joined, own, args))
+    with preserved_rng(seed=int(args.seed)), warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        modules = {name: [build(name, pair, vars(args)) for pair in pairs] for name in methods}
+    for text in dict.fromkeys(str(note.message) for note in noted):
+        LOGGER.warning(f"distillation: {text}")
+    for teacher in teachers:
+        wanted, boxes = _wanted(model, teacher, methods, args)
+        read = [branch for branch in teacher.branches if branch in wanted]
+        teacher.prepare(device, read, args.kd_teacher_dtype, boxes, args.kd_compile)
+    points = args.dfmsd_stages if "dfmsd" in methods else []
+    criterion = DistillationLoss(
+        base=model.init_criterion(),
+        links=links,
+        methods=modules,
+        shares=unit_shares({name: items[0] for name, items in modules.items()}, args),
+        schedule=Schedule(args.kd_warmup, args.kd_decay, args.kd_stop),
+        stages=Stages.parse(points, len(teachers), args.kd_teachers == "together"),
+        calibrate=args.kd_gain == "auto",
+        by_confidence=args.kd_teacher_weights == "confidence",
+        every=int(args.kd_every),
+    )
+    criterion.confidence = float(args.kd_unlabeled_confidence)
+    return criterion.to(device)
+
+
+def _class_methods(methods: Sequence[str], args: Any) -> list[str]:
+    """Return the methods that read class logits."""
+    return [name for name in methods if {"logits", "tower"} & reads(name, vars(args))]
+
+
+def _link(model: Any, teacher: Teacher, methods: Sequence[str], args: Any) -> Link:
+    """Pair a teacher with the student, and refuse methods that cannot act between the two."""
+    check(methods, vars(args), student_head(model), teacher_head(teacher))
+    teacher.sight = sight_of(teacher, input_channels(model), args)
+    joined = link(model, model.names, teacher, args.kd_levels, _class_methods(methods, args), args.kd_class_map)
+    if is_resampled(joined, args):
+        check_grid(methods, teacher, args)
+    if args.kd_teacher_weights == "confidence":
+        _check_confidence(model, teacher, args)
+    return joined
+
+
+def _check_confidence(model: Any, teacher: Teacher, args: Any) -> None:
+    """Refuse to weigh a teacher by class probabilities that it has not."""
+    if not teacher.dense:
+        why = f"and {teacher.not_dense}"
+    elif not match_classes(model.names, teacher.names, args.kd_class_map):
+        why = f"but one of them knows none of the data's classes ({some(model.names)})"
+    else:
+        return
+    raise UserError(
+        f"kd_teacher_weights=confidence weighs teachers by their class probabilities, {why}; use "
+        f"kd_teacher_weights=equal"
+    )
+
+
+def _pair(model: Any, joined: Link, channels: Sequence[int], args: Any) -> Pair:
+    """Return the fixed facts of a pair that methods build their adapters from."""
+    student, other, classes = joined.student_view, joined.teacher_view, joined.student_view.classes
+    return Pair(
+        student_channels=tuple(channels[i] for i in student.levels),
+        teacher_channels=tuple(joined.teacher.channels[i] for i in other.levels),
+        strides=tuple(student.strides[i] for i in student.levels),
+        num_classes=len(model.names) if classes is None else len(classes),
+        student_reg_max=int(getattr(model.model[-1], "reg_max", 1)),
+        teacher_reg_max=1 if is_resampled(joined, args) else joined.teacher.reg_max,
+        seed=int(args.seed),
+    )
+
+
+def _wanted(model: Any, teacher: Teacher, methods: Sequence[str], args: Any) -> tuple[set[str], bool]:
+    """Return the teacher's head branches that are read, and whether their boxes are."""
+    two_branches = getattr(model.model[-1], "one2one_cv2", None) is not None
+    readers = _class_methods(methods, args)
+    if args.kd_unlabeled and teacher.dense:  # its detections are the objects there
+        readers += [name for name in methods if LOSSES[name].signal == "regions"]
+    branches = {
+        branch
+        for name in readers
+        for branch in (("one2many", "one2one") if two_branches and LOSSES[name].signal == "logits" else ("one2many",))
+    }
+    if args.kd_teacher_weights == "confidence":
+        branches.add("one2many")
+    boxes = bool(args.kd_unlabeled or args.kd_names) or any(BOXES & reads(name, vars(args)) for name in methods)
+    return {teacher.branch_for(branch) for branch in branches}, boxes
