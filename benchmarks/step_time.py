@@ -21,8 +21,8 @@ import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from yolokd import config
+from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio
 from yolokd.environment import environment
-from yolokd.rehearsal import Rehearsal, in_turn, ratio
 
 METHODS = "pcd,bckd,ld,softkd,dfmsd,samkd,gdetkd,dfmsd+pcd,mgd,cwd,pkd,crosskd"
 HOST, BUILT_IN = "yolo train", "built-in"
@@ -97,7 +97,9 @@ def main(words: list[str]) -> None:
 
 def peak(settings: dict[str, Any], folder: str) -> int:
     """Return the peak memory of a few steps in a new process."""
-    code = "import sys, json; from yolokd.profiling import steps_peak; print(steps_peak(*json.loads(sys.argv[1])))"
+    code = "import sys, json\nfrom yolokd.costs import profiling as p\nprint(p.steps_peak(*json.loads(sys.argv[1])))"
+        "import sys, json; from yolokd.costs.profiling import steps_peak; print(steps_peak(*json.loads(sys.argv[1])))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code, json.dumps([settings, folder])], capture_output=True, text=True, check=True
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 from ultralytics import YOLO
 
 from yolokd import DistillationTrainer
+from yolokd.drawn.shapes import draw_dataset
 from yolokd.export import export_and_check
-from yolokd.shapes import draw_dataset
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ pytest.register_assert_rewrite("tests.loss_contract")
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data.yaml of a drawn dataset of 6 + 4 images with 3 classes."""
-    from yolokd.shapes import draw_dataset
+    from yolokd.drawn.shapes import draw_dataset
 
     return draw_dataset(tmp_path_factory.mktemp("data") / "shapes", images=(6, 4), imgsz=64, seed=0, classes=3)
 

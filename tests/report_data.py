@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from yolokd.statistics import adjust, gap_closed, paired, verdict_sentence
+from yolokd.evaluation.statistics import adjust, gap_closed, paired, verdict_sentence
 
 GAIN = {"none": 0.0, "ultralytics": 0.008, "dfmsd": 0.013, "pcd": 0.002, "dfmsd+pcd": 0.022}
 CLASSES = ["RBC", "WBC", "Platelets", "<script>alert(1)</script>", 'a"b|c*d_e`f']
@@ -148,7 +148,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
 
 def write_predictions(folder: Path, results: dict[str, Any], data: Path) -> None:
     """Write a ground truth and predictions: a plain student misses even objects, a distilled one every fifth."""
-    from yolokd.evaluate import coco_ground_truth
+    from yolokd.evaluation.evaluate import coco_ground_truth
 
     truth = coco_ground_truth(data, "val")
     (folder / "ground_truth.json").write_text(json.dumps(truth), encoding="utf-8")

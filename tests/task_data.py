@@ -15,7 +15,7 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, RTDETRDetectionModel, SegmentationModel
 
 from tests.tiny import NAMES, tiny_batch, tiny_model
-from yolokd.shapes import draw_dataset
+from yolokd.drawn.shapes import draw_dataset
 
 MODELS: dict[str, type[DetectionModel]] = {
     "detect": DetectionModel,

@@ -405,14 +405,14 @@ def test_demo_takes_its_parameters_as_keys(monkeypatch, capsys):
     import yolokd
 
     seen = []
-    fake = ModuleType("yolokd.demo")
+    fake = ModuleType("yolokd.drawn.demo")
 
     def run_demo(epochs: int = 10, seed: int = 0, share: float = 0.5, quick: bool = False, folder: Any = None) -> int:
         seen.append((epochs, seed, share, quick, folder))
         return 0
 
     fake.run_demo = run_demo  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "yolokd.demo", fake)
+    monkeypatch.setitem(sys.modules, "yolokd.drawn.demo", fake)
     monkeypatch.setattr(yolokd, "demo", fake, raising=False)
     assert cli.main(["demo", "epochs=3", "share=1", "quick", "folder=x y"]) == 0
     assert seen == [(3, 0, 1, True, "x y")]
@@ -450,7 +450,7 @@ def test_checks(capsys, monkeypatch):
     assert cli.main(["checks"]) == 0
     text = capsys.readouterr().out
     assert "all is well" in text and "torchvision.ops.nms runs" in text and torch.__version__.split("+")[0] in text
-    from yolokd import info
+    from yolokd.command import info
 
     monkeypatch.setattr(info, "installed", lambda name: {"onnx": None, "ultralytics": "8.3.0"}.get(name, "3.0"))
     monkeypatch.setattr("torchvision.ops.nms", lambda *_: (_ for _ in ()).throw(RuntimeError("no operator nms")))

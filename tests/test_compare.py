@@ -14,6 +14,7 @@ import torch
 
 from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, cli, config
+from yolokd.command.grammar import parse
 from yolokd.compare import KEYS, _command, _worker, compare
 from yolokd.compare import worker as compare_worker
 from yolokd.compare.plan import arm_names, data_hash, devices, differing, make_plan, names, runs_of, seed_list
@@ -21,9 +22,8 @@ from yolokd.compare.plan import train_arguments as checked
 from yolokd.compare.result import CompareResult
 from yolokd.compare.state import read_json, write_json
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer, model_hash
-from yolokd.grammar import parse
-from yolokd.shapes import draw_dataset
-from yolokd.sidebyside import side_by_side
+from yolokd.drawn.shapes import draw_dataset
+from yolokd.evaluation.sidebyside import side_by_side
 
 TRAIN = {"epochs": 4, "imgsz": 32, "batch": 4, "close_mosaic": 2, "optimizer": "SGD", "kd_preflight": False}
 

@@ -13,9 +13,9 @@ import pytest
 from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
-from yolokd.demo import Arm, run_demo, table, verdict
+from yolokd.drawn.demo import Arm, run_demo, table, verdict
+from yolokd.drawn.picture import match
 from yolokd.errors import UserError
-from yolokd.picture import match
 
 SMALL: dict[str, Any] = {"epochs": 1, "teacher_epochs": 1, "images": 12, "imgsz": 64, "batch": 4, "classes": 3}
 

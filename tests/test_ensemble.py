@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.tiny import NAMES, overrides_for, rows, set_up, tiny_batch, tiny_criterion, tiny_model, train
-from yolokd.ensemble import confidence_weights
 from yolokd.errors import UserError
 from yolokd.taps import Taps, Targets
+from yolokd.teachers.ensemble import confidence_weights
 from yolokd.trainer import DistillationTrainer
 
 

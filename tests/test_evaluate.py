@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from yolokd.bootstrap import average_precision, collect_matches
 from yolokd.errors import UserError
-from yolokd.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, map_classes, predict, score
+from yolokd.evaluation.bootstrap import average_precision, collect_matches
+from yolokd.evaluation.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, map_classes, predict, score
 
 Box = tuple[float, float, float, float]
 
@@ -193,7 +193,7 @@ class TestBootstrap:
         matches = score(*random_case(0)).matches
         counts = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), size=7)
         whole = average_precision(matches, counts)
-        monkeypatch.setattr("yolokd.bootstrap.CHUNK", 1)
+        monkeypatch.setattr("yolokd.evaluation.bootstrap.CHUNK", 1)
         assert np.array_equal(average_precision(matches, counts), whole)
 
     def test_a_model_against_itself(self) -> None:

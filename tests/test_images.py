@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import tiny_batch, tiny_criterion, tiny_model
 from yolokd.errors import UserError
-from yolokd.images import LUMINANCE, Sight, channel_plan
+from yolokd.teachers.images import LUMINANCE, Sight, channel_plan
 
 
 @pytest.mark.parametrize(

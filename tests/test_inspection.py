@@ -27,7 +27,7 @@ from yolokd.losses import LOSSES
 from yolokd.losses.pcd import grouped_divergence
 from yolokd.outputs import read_output
 from yolokd.state import write_state
-from yolokd.teacher import Teacher, load_teacher
+from yolokd.teachers.teacher import Teacher, load_teacher
 
 SIDE = 96  # strides 8, 16 and 32 give 12, 6 and 3 positions per side
 DEVICE = torch.device("cpu")

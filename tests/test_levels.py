@@ -9,8 +9,8 @@ import torch
 
 from tests.tiny import NAMES, tiny_batch, tiny_criterion, tiny_model
 from yolokd.errors import UserError
-from yolokd.levels import onto_grid, pair_levels
 from yolokd.outputs import read_output
+from yolokd.pairs.levels import onto_grid, pair_levels
 from yolokd.taps import Taps
 
 

@@ -28,13 +28,13 @@ from tests.tiny import (
 )
 from yolokd import DistillationTrainer, config, consistency
 from yolokd.calibration import gradient_norm
+from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
-from yolokd.label_keys import complete
-from yolokd.no_labels import class_names, describe, ready, renumber
 from yolokd.outputs import read_output
-from yolokd.shapes import draw_dataset
-from yolokd.sources import check_images, is_description
-from yolokd.unlabeled import LABELED
+from yolokd.unlabeled.label_keys import complete
+from yolokd.unlabeled.no_labels import class_names, describe, ready, renumber
+from yolokd.unlabeled.sources import check_images, is_description
+from yolokd.unlabeled.stream import LABELED
 
 Teacher = Callable[[str], Path]
 WANTED = ["Square", "circle"]  # two of the data's three classes, in another order and spelling

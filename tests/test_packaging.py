@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import yolokd
-from yolokd import config, info
+from yolokd import config
+from yolokd.command import info
 from yolokd.losses import ALIASES, LOSSES
 from yolokd.losses.base import DistillLoss
 
@@ -271,7 +272,7 @@ def test_the_loss_of_the_readme_runs_on_plain_tensors() -> None:
 
 
 def test_the_methods_table_of_the_readme_is_the_generated_one() -> None:
-    from yolokd.info import methods_markdown
+    from yolokd.command.info import methods_markdown
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = readme.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip()

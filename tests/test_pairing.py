@@ -7,14 +7,14 @@ import torch
 
 from tests.tiny import NAMES, tiny_args, tiny_batch, tiny_criterion, tiny_model
 from yolokd import config
-from yolokd.assembly import build_criterion, unit_shares
-from yolokd.classes import data_classes, fold, match_classes
 from yolokd.errors import UserError
 from yolokd.losses import build
 from yolokd.outputs import read_output
-from yolokd.pairing import link
+from yolokd.pairs.assembly import build_criterion, unit_shares
+from yolokd.pairs.classes import data_classes, fold, match_classes
+from yolokd.pairs.pairing import link
 from yolokd.taps import Pair
-from yolokd.teacher import Teacher, load_teacher
+from yolokd.teachers.teacher import Teacher, load_teacher
 
 SAME = dict(enumerate(NAMES))
 

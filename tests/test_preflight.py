@@ -116,7 +116,7 @@ def test_the_cost_of_a_step_is_told(tmp_path: Path, tiny_data: Path, tiny_teache
 
 
 def test_a_validation_set_without_labels_is_said(tmp_path: Path, tiny_teacher: Teacher, said: list[str]) -> None:
-    from yolokd.shapes import draw_dataset
+    from yolokd.drawn.shapes import draw_dataset
 
     data = draw_dataset(tmp_path / "data", images=(4, 2), imgsz=64, classes=3)
     for label in (data.parent / "labels" / "val").glob("*.txt"):

@@ -12,8 +12,8 @@ import torch
 
 from tests.tiny import overrides_for
 from yolokd import cli
-from yolokd.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, profile, text
-from yolokd.rehearsal import Rehearsal, in_turn, ratio
+from yolokd.costs.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, profile, text
+from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def test_a_ratio_is_the_median_over_rounds_not_of_the_medians() -> None:
 
 def test_a_part_within_a_part_is_taken_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 3.0, 6.0, 10.0, 11.0])  # outer 0..10, inner 1..3 and 6..(10)
-    monkeypatch.setattr("yolokd.profiling.seconds", lambda device: next(now))
+    monkeypatch.setattr("yolokd.costs.profiling.seconds", lambda device: next(now))
     watch = Stopwatch(CPU)
     with watch.measuring("outer"):
         with watch.measuring("inner"):

@@ -15,8 +15,8 @@ from ultralytics.nn.tasks import load_checkpoint
 from tests.tiny import IMGSZ, NAMES, overrides_for, rows, save_model, tiny_batch, tiny_criterion, tiny_model
 from yolokd import DistillationTrainer
 from yolokd.errors import UserError
-from yolokd.neck import neck_channels
-from yolokd.pruned import is_pruned
+from yolokd.students.pruned import is_pruned
+from yolokd.teachers.neck import neck_channels
 
 
 def keep_out(conv: Any, keep: torch.Tensor) -> None:

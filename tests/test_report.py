@@ -392,7 +392,7 @@ def test_matching_is_greedy_by_confidence_and_each_detection_counts_once():
 
 @pytest.fixture(scope="module")
 def with_images(tmp_path_factory):
-    from yolokd.shapes import draw_dataset
+    from yolokd.drawn.shapes import draw_dataset
 
     data = draw_dataset(tmp_path_factory.mktemp("data") / "shapes", images=(1, 6), imgsz=64, seed=0, classes=3)
     results = made_up_results()

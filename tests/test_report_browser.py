@@ -61,7 +61,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
-    from yolokd.shapes import draw_dataset
+    from yolokd.drawn.shapes import draw_dataset
 
     data = draw_dataset(tmp_path_factory.mktemp("data") / "shapes", images=(1, 8), imgsz=128, seed=0, classes=3)
     results = made_up_results()

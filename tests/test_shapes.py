@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ultralytics.data.utils import check_det_dataset
 
-from yolokd import drawing as drawing_module
-from yolokd import shapes
-from yolokd.drawing import SHAPES, Drawing, _place, draw_image
+from yolokd.drawn import drawing as drawing_module
+from yolokd.drawn import shapes
+from yolokd.drawn.drawing import SHAPES, Drawing, _place, draw_image
+from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
-from yolokd.shapes import draw_dataset
 
 TINY = {"images": (3, 2), "imgsz": 64, "classes": 4}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from yolokd.bootstrap import Bootstrap
-from yolokd.statistics import Comparison, adjust, gap_closed, holm, paired, seeds_needed, verdict_sentence
+from yolokd.evaluation.bootstrap import Bootstrap
+from yolokd.evaluation.statistics import Comparison, adjust, gap_closed, holm, paired, seeds_needed, verdict_sentence
 
 
 class TestPaired:

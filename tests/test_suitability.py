@@ -12,9 +12,9 @@ from tests.tiny import tiny_criterion
 from yolokd import config
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
-from yolokd.matrix import STUDENTS, TEACHERS, cell, reasons, tasks_markdown, tasks_text
-from yolokd.suitability import READS, Head, check, parts_of, reads, refusals, student_head, teacher_head
-from yolokd.teacher import Teacher, load_teacher
+from yolokd.pairs.matrix import STUDENTS, TEACHERS, cell, reasons, tasks_markdown, tasks_text
+from yolokd.pairs.suitability import READS, Head, check, parts_of, reads, refusals, student_head, teacher_head
+from yolokd.teachers.teacher import Teacher, load_teacher
 
 ROOT = Path(__file__).parents[1]
 PLAIN, BINLESS = Head(), Head(reg_max=1)

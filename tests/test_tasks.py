@@ -34,17 +34,17 @@ from yolokd import TRAINERS, cli, preflight
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.export import check_export
-from yolokd.kinds import TRAINER_NAMES, check_detector, check_kind, kind_of
 from yolokd.losses import LOSSES
 from yolokd.outputs import View, read_output
-from yolokd.query_student import QueryStudent, put_on, take_off
-from yolokd.query_task import predicted_boxes
+from yolokd.pairs.suitability import refusals, student_head, teacher_head
 from yolokd.regions import propose
 from yolokd.state import FILE, read_state
-from yolokd.suitability import refusals, student_head, teacher_head
+from yolokd.students.kinds import TRAINER_NAMES, check_detector, check_kind, kind_of
+from yolokd.students.query_student import QueryStudent, put_on, take_off
+from yolokd.students.query_task import predicted_boxes
 from yolokd.taps import Taps, Targets
-from yolokd.teacher import Teacher, load_teacher
-from yolokd.teacher_run import fine_tune
+from yolokd.teachers.teacher import Teacher, load_teacher
+from yolokd.teachers.teacher_run import fine_tune
 from yolokd.trainers import trainer_for
 
 TASKS = ("segment", "pose", "obb")

@@ -27,10 +27,10 @@ from ultralytics.nn.tasks import (
 
 from tests.tiny import NAMES, rows, save_model, tiny_batch, tiny_criterion, tiny_model, train
 from yolokd import DistillationTrainer
+from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.outputs import read_output
-from yolokd.shapes import draw_dataset
-from yolokd.teacher import Teacher, fingerprint, load_teacher
+from yolokd.teachers.teacher import Teacher, fingerprint, load_teacher
 
 CPU = torch.device("cpu")
 RTDETR = "yolov8-rtdetr"  # the smallest of the host's RT-DETRs

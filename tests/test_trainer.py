@@ -981,7 +981,7 @@ def test_an_interrupted_teacher_run_is_resumed(
 ) -> None:
     from types import SimpleNamespace
 
-    from yolokd.teacher_run import SHARED, fine_tune
+    from yolokd.teachers.teacher_run import SHARED, fine_tune
 
     args = SimpleNamespace(**{key: overrides_for(tmp_path, tiny_data).get(key) for key in SHARED}, teacher_epochs=2)
     args.seed, args.fraction, args.single_cls, args.amp, args.cache, args.rect = 0, 1.0, False, True, False, False

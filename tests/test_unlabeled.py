@@ -25,16 +25,16 @@ from yolokd.compare import worker as compare_worker
 from yolokd.compare.plan import make_plan
 from yolokd.compare.state import write_json
 from yolokd.compare.trainer import MeasuringTrainer
+from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
 from yolokd.outputs import read_output
-from yolokd.pseudo import joined, pseudo_targets
-from yolokd.shapes import draw_dataset
-from yolokd.sources import files, unlabeled_files
 from yolokd.taps import Taps, Targets
 from yolokd.task import Task
 from yolokd.trainers import TRAINERS
-from yolokd.unlabeled import LABELED, JoinedLoader, build_unlabeled, fitted, join, shares
+from yolokd.unlabeled.pseudo import joined, pseudo_targets
+from yolokd.unlabeled.sources import files, unlabeled_files
+from yolokd.unlabeled.stream import LABELED, JoinedLoader, build_unlabeled, fitted, join, shares
 
 Teacher = Callable[[str], Path]
 

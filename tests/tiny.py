@@ -19,8 +19,8 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from yolokd import DistillationTrainer, config
-from yolokd.assembly import build_criterion
-from yolokd.teacher import Teacher, load_teacher
+from yolokd.pairs.assembly import build_criterion
+from yolokd.teachers.teacher import Teacher, load_teacher
 
 NAMES = ("circle", "square", "triangle_up")
 IMGSZ = 64

@@ -19,7 +19,7 @@ from yolokd.clock import start_batch, start_epoch
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.handover import as_list, discard_run, split_objects
-from yolokd.label_keys import complete
+from yolokd.unlabeled.label_keys import complete
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from yolokd.cli_train import load_model, run_train
+from yolokd.command.grammar import HOST_MISTAKES, host_keys, parse
+from yolokd.command.train import load_model, run_train
 from yolokd.errors import DONE, FAILED, INTERRUPTED, MISTAKE, UserError
-from yolokd.grammar import HOST_MISTAKES, host_keys, parse
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
     def run(words: list[str]) -> int:
         import ultralytics.cfg as host
 
-        from yolokd import inputs
+        from yolokd.command import inputs
         from yolokd.config import KEYS
 
         known = host_keys()
@@ -78,7 +78,7 @@ def run_export(words: list[str]) -> int:
     """Export a model as `yolo export` does, and compare the exported file with torch."""
     from ultralytics.utils import LOGGER
 
-    from yolokd import inputs
+    from yolokd.command import inputs
     from yolokd.config import KEYS
     from yolokd.export import export_and_check
 
@@ -111,8 +111,8 @@ def run_report(words: list[str]) -> int:
 
 def run_demo(words: list[str]) -> int:
     """Run the demo with the parameters of its function as keys."""
-    from yolokd import demo
     from yolokd.config import unknown_key
+    from yolokd.drawn import demo
 
     known = {name: p.default for name, p in inspect.signature(demo.run_demo).parameters.items()}
     given = parse(words, known)
@@ -138,7 +138,7 @@ def run_inspect(words: list[str]) -> int:
 def run_val(words: list[str]) -> int:
     """Validate as `yolo val`; with a teacher or a baseline, several models side by side."""
     if any(word.removeprefix("--").split("=")[0].strip() in {"teacher", "baseline"} for word in words):
-        from yolokd.sidebyside import run_words
+        from yolokd.evaluation.sidebyside import run_words
 
         return run_words(words)
     return hand_over("val")(words)
@@ -153,7 +153,7 @@ def run_compare(words: list[str]) -> int:
 
 def run_profile(words: list[str]) -> int:
     """Say where the time of a training step goes."""
-    from yolokd.profiling import run_words
+    from yolokd.costs.profiling import run_words
 
     return run_words(words)
 
@@ -172,7 +172,7 @@ def show(text: Callable[[], str]) -> Callable[[list[str]], int]:
 
 def run_checks(words: list[str]) -> int:
     """Print the state of the installation; exit with 1 where something is wrong."""
-    from yolokd.info import checks_text
+    from yolokd.command.info import checks_text
 
     if words:
         raise UserError(f"'{' '.join(words)}' is too much: this mode takes no arguments")
@@ -182,10 +182,10 @@ def run_checks(words: list[str]) -> int:
 
 
 def _text(name: str) -> Callable[[], str]:
-    """Return a function of yolokd.info by name, imported when it is called."""
+    """Return a function of yolokd.command.info by name, imported when it is called."""
 
     def text() -> str:
-        from yolokd import info
+        from yolokd.command import info
 
         return str(getattr(info, name)())
 

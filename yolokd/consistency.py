@@ -8,8 +8,8 @@ from typing import Any
 
 from yolokd.config import KEYS, methods, teachers
 from yolokd.errors import UserError
-from yolokd.label_keys import check_label_keys
 from yolokd.schedule import Stages
+from yolokd.unlabeled.label_keys import check_label_keys
 
 
 def validate(args: Mapping[str, Any]) -> None:

@@ -10,16 +10,16 @@ from torch import nn
 
 from yolokd.calibration import GainCalibration, replayed
 from yolokd.clock import Clock
-from yolokd.ensemble import confidence_weights
 from yolokd.errors import UserError
-from yolokd.link import Link
 from yolokd.losses.base import DistillLoss
 from yolokd.outputs import Output, read_output
-from yolokd.precision import beside
-from yolokd.pseudo import joined, pseudo_targets
-from yolokd.query_task import task_of
+from yolokd.pairs.link import Link
 from yolokd.schedule import Schedule, Stages
+from yolokd.students.query_task import task_of
 from yolokd.taps import Taps, Targets
+from yolokd.teachers.ensemble import confidence_weights
+from yolokd.teachers.precision import beside
+from yolokd.unlabeled.pseudo import joined, pseudo_targets
 from yolokd.watch import TermWatch
 
 Units = dict[str, tuple[str, torch.Tensor, float]]

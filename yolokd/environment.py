@@ -6,7 +6,7 @@ import os
 import platform
 from typing import Any
 
-from yolokd.info import PACKAGES, installed
+from yolokd.command.info import PACKAGES, installed
 
 
 def versions() -> dict[str, str]:

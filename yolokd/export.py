@@ -19,7 +19,7 @@ from ultralytics.engine.model import Model
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.utils.nms import non_max_suppression
 
-from yolokd.drawing import Drawing, draw_image
+from yolokd.drawn.drawing import Drawing, draw_image
 from yolokd.errors import UserError
 from yolokd.parity import Array, difference, matched_difference, ordered_difference, partnered
 

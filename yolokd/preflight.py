@@ -17,12 +17,12 @@ from ultralytics.utils.metrics import ap_per_class
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd.classes import data_classes, match_classes
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
+from yolokd.pairs.classes import data_classes, match_classes
 from yolokd.rng import preserved_rng
 from yolokd.task import corners
-from yolokd.teacher import Teacher
+from yolokd.teachers.teacher import Teacher
 
 PREFIX = colorstr("preflight: ")
 QUICK_BATCHES = 4

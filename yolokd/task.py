@@ -8,7 +8,7 @@ import torch
 
 from yolokd.assignment import listen
 from yolokd.taps import Targets
-from yolokd.unlabeled import LABELED
+from yolokd.unlabeled.stream import LABELED
 
 
 class Task:

@@ -10,21 +10,22 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, RANK, YAML
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
-from yolokd import config, no_labels, preflight
+from yolokd import config, preflight
 from yolokd.arguments import Configured
-from yolokd.assembly import build_criterion
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
-from yolokd.feeding import Feeding
 from yolokd.files import keep_rows, whole_checkpoints
 from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
-from yolokd.kinds import check_kind
-from yolokd.pruned import as_it_is
-from yolokd.query_student import put_on, take_off
+from yolokd.pairs.assembly import build_criterion
 from yolokd.rng import preserved_rng
 from yolokd.state import FILE, find_state, forget_adapters, write_state
-from yolokd.teacher import Teacher, load_teacher
-from yolokd.teacher_run import fine_tune
+from yolokd.students.kinds import check_kind
+from yolokd.students.pruned import as_it_is
+from yolokd.students.query_student import put_on, take_off
+from yolokd.teachers.teacher import Teacher, load_teacher
+from yolokd.teachers.teacher_run import fine_tune
+from yolokd.unlabeled.feeding import Feeding
+from yolokd.unlabeled.stream import no_labels
 
 
 class Distilling(Configured, Feeding):

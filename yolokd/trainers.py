@@ -11,7 +11,7 @@ from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 
 from yolokd.errors import UserError
-from yolokd.kinds import check_kind
+from yolokd.students.kinds import check_kind
 from yolokd.trainer import DistillationTrainer, Distilling
 
 

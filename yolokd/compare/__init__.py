@@ -123,9 +123,9 @@ def run_words(words: list[str]) -> int:
         UserError: If something asked for cannot be done.
     """
     from yolokd import config
+    from yolokd.command.grammar import parse
     from yolokd.config import unknown_key
     from yolokd.errors import DONE, FAILED
-    from yolokd.grammar import parse
 
     known = {**config.merged_base(), **KEYS}
     given = parse(words, known)
@@ -152,10 +152,11 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils.downloads import attempt_download_asset
 
-    from yolokd import config, inputs
+    from yolokd import config
+    from yolokd.command import inputs
     from yolokd.handover import as_list
-    from yolokd.kinds import check_detector
-    from yolokd.teacher import load_teacher
+    from yolokd.students.kinds import check_detector
+    from yolokd.teachers.teacher import load_teacher
 
     def located(key: str, value: Any, trained: bool) -> str:
         if not isinstance(value, (str, Path)):
@@ -235,7 +236,7 @@ def _prepare(root: Path, plan: Mapping[str, Any]) -> None:
     from ultralytics.data.utils import check_det_dataset
 
     from yolokd import config
-    from yolokd.evaluate import coco_ground_truth
+    from yolokd.evaluation.evaluate import coco_ground_truth
 
     arguments = plan["arguments"]
     if read_json(root / "ground_truth.json") is None:

@@ -162,7 +162,8 @@ def make_plan(
     """
     from ultralytics.cfg import get_cfg
 
-    from yolokd import config, consistency, inputs
+    from yolokd import config, consistency
+    from yolokd.command import inputs
     from yolokd.environment import environment
 
     arguments = {"model": model, "data": data, **{k: v for k, v in train.items() if k != "device"}}
@@ -244,8 +245,8 @@ def data_hash(data: str, split: str) -> str:
     """
     from ultralytics.data.utils import check_det_dataset, img2label_paths
 
+    from yolokd.command.inputs import _images as images
     from yolokd.config import quiet
-    from yolokd.inputs import _images as images
 
     with quiet():
         description = check_det_dataset(data)

@@ -47,7 +47,7 @@ class Table:
         return [list(self.columns), *([_text(name, row[name]) for name in self.columns] for row in self.rows)]
 
     def __str__(self) -> str:
-        from yolokd.info import table
+        from yolokd.command.info import table
 
         return table(self.texts())
 

@@ -13,8 +13,8 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolokd.compare.state import read_json, write_json
+from yolokd.costs.memory import peak_bytes
 from yolokd.imagestream import StreamHash
-from yolokd.memory import peak_bytes
 from yolokd.trainer import DistillationTrainer
 
 MEASURES = "measures.json"

@@ -108,7 +108,7 @@ def wipe(folder: Path) -> None:
 
 def evaluate_run(folder: Path, plan: dict[str, Any], weights: Path, device: str | None) -> dict[str, Any]:
     """Evaluate weights on the original images, keep the detections in the run's folder and return the numbers."""
-    from yolokd.evaluate import evaluate
+    from yolokd.evaluation.evaluate import evaluate
     from yolokd.results import PREDICTIONS
 
     truth = read_json(folder.parents[0 if folder.name == "teacher" else 1] / "ground_truth.json")

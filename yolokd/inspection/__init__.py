@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolokd import config, consistency, inputs
+from yolokd import config, consistency
+from yolokd.command import inputs
 from yolokd.errors import UserError
 from yolokd.inspection.drawing import draw
 from yolokd.inspection.scene import Scene, look

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from torchvision.ops import batched_nms
 
-from yolokd import config, inputs
-from yolokd.assembly import build_criterion
-from yolokd.classes import data_classes, match_classes
+from yolokd import config
+from yolokd.command import inputs
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.images import sight_of
 from yolokd.inspection.sheet import Array
-from yolokd.kinds import check_detector
-from yolokd.neck import model_strides
 from yolokd.outputs import View, read_output
+from yolokd.pairs.assembly import build_criterion
+from yolokd.pairs.classes import data_classes, match_classes
 from yolokd.state import FILE, read_state
+from yolokd.students.kinds import check_detector
 from yolokd.taps import Taps, Targets
-from yolokd.teacher import Teacher, load_teacher
+from yolokd.teachers.images import sight_of
+from yolokd.teachers.neck import model_strides
+from yolokd.teachers.teacher import Teacher, load_teacher
 
 CONFIDENCE, OVERLAP, MOST = 0.25, 0.7, 300  # the host's thresholds and limit in prediction
 

@@ -196,7 +196,7 @@ def _write(path: Path, text: str) -> None:
 
 def _ground_truth(results: view.Results) -> dict[str, Any] | None:
     """Return the ground truth of the data, or None where the data is not at hand."""
-    from yolokd.evaluate import coco_ground_truth
+    from yolokd.evaluation.evaluate import coco_ground_truth
 
     data, arguments = results.get("data") or {}, results.get("arguments") or {}
     single, classes = bool(arguments.get("single_cls")), arguments.get("classes")

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from yolokd.bootstrap import Bootstrap
 from yolokd.compare.state import SCHEMA, now, read_json, read_record, strict
+from yolokd.evaluation.bootstrap import Bootstrap
+from yolokd.evaluation.statistics import adjust, gap_closed, paired, verdict_sentence
 from yolokd.results.run import compared_run
-from yolokd.statistics import adjust, gap_closed, paired, verdict_sentence
 
 PREDICTIONS = "predictions.json.gz"
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
@@ -270,7 +270,7 @@ def data_summary(yaml: str, split: str, truth: Mapping[str, Any] | None) -> dict
 
 def _bootstrapper(truth: Mapping[str, Any] | None, root: Path) -> Bootstrapper:
     """Return a function that bootstraps two runs over images from the detections kept in their folders below a root."""
-    from yolokd.evaluate import Evaluation, bootstrap, score
+    from yolokd.evaluation.evaluate import Evaluation, bootstrap, score
 
     known: dict[str, Evaluation | None] = {}
 

@@ -35,7 +35,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
         UserError: If a folder holds no finished run, or the runs are on different data.
     """
     from yolokd.environment import environment
-    from yolokd.evaluate import coco_ground_truth
+    from yolokd.evaluation.evaluate import coco_ground_truth
 
     paths = [path for folder in folders for path in _expand(folder.resolve())]
     paths = list(dict.fromkeys(paths))
@@ -143,7 +143,7 @@ def evaluated(
         imgsz (int): Image size.
         device (str, optional): Device as Ultralytics names it.
     """
-    from yolokd.evaluate import evaluate, score
+    from yolokd.evaluation.evaluate import evaluate, score
 
     digest, data = file_hash(weights), truth["info"]["data"]
     about = {"weights": str(weights), "weights_sha256": digest, "data": data, "split": split, "imgsz": imgsz}
@@ -163,7 +163,7 @@ def _teacher(
     args: Iterable[dict[str, Any]], truth: dict[str, Any], split: str, device: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the teacher that the distilled runs name, evaluated where it is still there."""
-    from yolokd.evaluate import evaluate
+    from yolokd.evaluation.evaluate import evaluate
 
     named, sizes = [], []
     for own in args:

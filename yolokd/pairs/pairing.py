@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yolokd.classes import match_classes, some
 from yolokd.errors import UserError
-from yolokd.levels import pair_levels
-from yolokd.link import Link
-from yolokd.neck import model_strides
 from yolokd.outputs import View
-from yolokd.teacher import Teacher
+from yolokd.pairs.classes import match_classes, some
+from yolokd.pairs.levels import pair_levels
+from yolokd.pairs.link import Link
+from yolokd.teachers.neck import model_strides
+from yolokd.teachers.teacher import Teacher
 
 LOGGER = logging.getLogger("ultralytics")
 

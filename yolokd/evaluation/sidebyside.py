@@ -31,7 +31,7 @@ def side_by_side(
     Raises:
         UserError: If the split is missing or a model does not fit the data.
     """
-    from yolokd.evaluate import coco_ground_truth, evaluate
+    from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
 
     single, classes = bool(settings.pop("single_cls", False)), settings.pop("classes", None)
     truth = coco_ground_truth(data, split, single, classes)
@@ -55,10 +55,10 @@ def run_words(words: list[str]) -> int:
     """
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from yolokd import inputs
+    from yolokd.command import inputs
+    from yolokd.command.grammar import HOST_MISTAKES, parse
     from yolokd.config import unknown_key
     from yolokd.errors import DONE
-    from yolokd.grammar import HOST_MISTAKES, parse
 
     known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None}
     given = parse(words, known)
@@ -89,7 +89,7 @@ EXAMPLES = {"model": "runs/detect/train/weights/best.pt", "data": "path/to/mine.
 
 def show(table: Table) -> str:
     """Return models as columns and numbers times 100 as rows, which stays legible with many classes."""
-    from yolokd.info import table as text
+    from yolokd.command.info import table as text
 
     keys = [column for column in table.columns if column not in {"name", "weights"}]
     cells = [["" if row[key] is None else f"{100 * row[key]:.2f}" for row in table] for key in keys]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from yolokd.command.inputs import _images as images
+from yolokd.command.inputs import dataset, reason
 from yolokd.errors import UserError
-from yolokd.inputs import _images as images
-from yolokd.inputs import dataset, reason
 
 REST = "rest"
 DESCRIPTIONS = {".yaml", ".yml"}

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from yolokd.classes import data_classes, match_classes
-from yolokd.coco import Evaluation, bootstrap, score
 from yolokd.errors import UserError
+from yolokd.evaluation.coco import Evaluation, bootstrap, score
+from yolokd.pairs.classes import data_classes, match_classes
 from yolokd.rng import preserved_rng
 
 __all__ = ("Evaluation", "bootstrap", "coco_ground_truth", "evaluate", "map_classes", "predict", "score")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolokd.bootstrap import Bootstrap, Matches, collect_matches, paired_bootstrap
+from yolokd.evaluation.bootstrap import Bootstrap, Matches, collect_matches, paired_bootstrap
 
 AREAS = ("all", "small", "medium", "large")  # below 32, 32 to 96 and above 96 pixels square, of the original image
 MAX_DETECTIONS = 100  # per image and class, as COCO has it

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from yolokd.command.grammar import HOST_MISTAKES, parse
 from yolokd.errors import DONE, INTERRUPTED, UserError
-from yolokd.grammar import HOST_MISTAKES, parse
 
 
 def run_train(words: list[str]) -> int:
@@ -16,10 +16,11 @@ def run_train(words: list[str]) -> int:
     from ultralytics.cfg import TASK2DATA, get_cfg
     from ultralytics.utils import LOGGER
 
-    from yolokd import config, consistency, inputs
-    from yolokd.kinds import check_kind
-    from yolokd.label_keys import complete
-    from yolokd.sources import check_images
+    from yolokd import config, consistency
+    from yolokd.command import inputs
+    from yolokd.students.kinds import check_kind
+    from yolokd.unlabeled.label_keys import complete
+    from yolokd.unlabeled.sources import check_images
 
     base = config.merged_base()
     given = parse(words, base)
@@ -76,8 +77,9 @@ def _prepare_resume(overrides: dict[str, Any]) -> None:
 
 def _check_teachers(overrides: dict[str, Any]) -> None:
     """Find the teachers' files, and load each once to see that it can teach."""
-    from yolokd import config, inputs
-    from yolokd.teacher import load_teacher
+    from yolokd import config
+    from yolokd.command import inputs
+    from yolokd.teachers.teacher import load_teacher
 
     if overrides.get("teacher") is None or not config.methods(overrides.get("method", config.DEFAULTS["method"])):
         return
@@ -91,8 +93,8 @@ def load_model(path: str, task: str | None) -> Any:
     """Return the student as a model object of the host."""
     from ultralytics import RTDETR, YOLO
 
-    from yolokd.inputs import ARCHITECTURES, reason
-    from yolokd.kinds import kind_of
+    from yolokd.command.inputs import ARCHITECTURES, reason
+    from yolokd.students.kinds import kind_of
 
     try:
         if Path(path).suffix in ARCHITECTURES and kind_of(path) == "rtdetr":
@@ -104,7 +106,7 @@ def load_model(path: str, task: str | None) -> Any:
 
 def _train(model: Any, kind: str, overrides: dict[str, Any], folder: Path | None) -> int:
     """Run the training; `folder` is the run folder to come, which is taken away again where nothing was trained."""
-    from yolokd.inputs import reason
+    from yolokd.command.inputs import reason
     from yolokd.trainers import TRAINERS
 
     new = folder is not None and not folder.exists()

@@ -83,7 +83,7 @@ def _check_names(args: Mapping[str, Any], chosen: tuple[str, ...], task: str) ->
         raise UserError(
             f"{shown}: after kd_stop={args['kd_stop']} there would be nothing to learn from; set kd_stop=1.0"
         )
-    from yolokd.suitability import reads
+    from yolokd.pairs.suitability import reads
 
     words = {word for name in chosen for word in reads(name, args)}
     taught = {"pcd": "pcd_binary", "bckd": "bckd_cls", "samkd": "samkd_logit"}

@@ -11,7 +11,7 @@ from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.checks import check_model_file_from_stem
 
 from yolokd.errors import UserError
-from yolokd.kinds import SAID, kind_of
+from yolokd.students.kinds import SAID, kind_of
 
 SHARED = ("data", "imgsz", "batch", "device", "workers", "seed", "fraction", "single_cls", "amp", "cache", "rect")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from yolokd.bootstrap import Bootstrap
+from yolokd.evaluation.bootstrap import Bootstrap
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 POWER = 0.8  # chance of seeing an effect that is there, for the number of seeds that would be needed

@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yolokd.classes import match_classes, some
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.images import sight_of
-from yolokd.link import Link, is_resampled
 from yolokd.losses import LOSSES, build
-from yolokd.neck import input_channels, neck_channels
-from yolokd.pairing import check_grid, link
+from yolokd.pairs.classes import match_classes, some
+from yolokd.pairs.link import Link, is_resampled
+from yolokd.pairs.pairing import check_grid, link
+from yolokd.pairs.suitability import check, reads, student_head, teacher_head
 from yolokd.rng import preserved_rng
 from yolokd.schedule import Schedule, Stages
-from yolokd.suitability import check, reads, student_head, teacher_head
 from yolokd.taps import Pair
-from yolokd.teacher import Teacher
+from yolokd.teachers.images import sight_of
+from yolokd.teachers.neck import input_channels, neck_channels
+from yolokd.teachers.teacher import Teacher
 
 LOGGER = logging.getLogger("ultralytics")
 BOXES = {"overlap", "bins", "tower", "hull"}  # what methods read of a teacher that is made of its box layers

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yolokd.levels import onto_grid
 from yolokd.outputs import Output, View
+from yolokd.pairs.levels import onto_grid
 from yolokd.taps import Taps, Targets
 
 

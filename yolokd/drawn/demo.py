@@ -44,7 +44,7 @@ class Arm:
         parameters (int): Number of its parameters.
         epochs (int): Epochs that it was trained for.
         seconds (float): Time of its training, without the teacher's for the distilled one.
-        evaluation (Any): Its `yolokd.coco.Evaluation` on the validation images.
+        evaluation (Any): Its `yolokd.evaluation.coco.Evaluation` on the validation images.
     """
 
     name: str
@@ -92,12 +92,12 @@ def run_demo(
         UserError: If a value is out of range, or the folder holds other files in the demo's places.
     """
     from yolokd import config
-    from yolokd.coco import bootstrap
-    from yolokd.drawing import Drawing
-    from yolokd.evaluate import coco_ground_truth
+    from yolokd.drawn.drawing import Drawing
+    from yolokd.drawn.picture import draw_picture
+    from yolokd.drawn.shapes import draw_dataset
+    from yolokd.evaluation.coco import bootstrap
+    from yolokd.evaluation.evaluate import coco_ground_truth
     from yolokd.export import export_and_check
-    from yolokd.picture import draw_picture
-    from yolokd.shapes import draw_dataset
 
     start = time.perf_counter()
     if not config.methods(config.check({"method": method})["method"]) or method == "ultralytics":
@@ -219,7 +219,7 @@ def _train(name: str, model: str, settings: Mapping[str, Any], truth: Mapping[st
     from ultralytics import YOLO
 
     import yolokd
-    from yolokd.evaluate import evaluate
+    from yolokd.evaluation.evaluate import evaluate
     from yolokd.trainer import DistillationTrainer
 
     folder = Path(settings["project"]) / settings["name"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from yolokd.losses import LOSSES
-from yolokd.suitability import Head, Refusal, parts_of, refusals
+from yolokd.pairs.suitability import Head, Refusal, parts_of, refusals
 
 PLAIN, BINLESS = Head(), Head(reg_max=1)
 ROTATED, ROTATED_BINLESS = Head(rotated=True), Head(rotated=True, reg_max=1)
@@ -84,7 +84,7 @@ def _marked(value: str) -> str:
 
 def tasks_text() -> str:
     """Return the same as text for the screen."""
-    from yolokd.info import table as text
+    from yolokd.command.info import table as text
 
     tables = [text(table(columns, side)) for columns, side in ((STUDENTS, "student"), (TEACHERS, "teacher"))]
     return "\n\n".join(["Which method works for which task and head", *tables, "\n".join(reasons()), NOTE])

@@ -12,9 +12,8 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
 
-from yolokd import no_labels, sources
 from yolokd.errors import UserError
-from yolokd.unlabeled import LABELED, JoinedLoader, Together, build_unlabeled, shares
+from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, no_labels, shares, sources
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer

@@ -98,7 +98,7 @@ def measure(name: str) -> tuple[int, float]:
 def methods_text() -> str:
     """Return the table of methods: paper, signal, parameters, cost, and what is the paper's and what is ours."""
     from yolokd.losses import ALIASES, LOSSES
-    from yolokd.matrix import tasks_text
+    from yolokd.pairs.matrix import tasks_text
 
     rows = [("method", "signal", "parameters", "cost", "paper")]
     notes = []
@@ -184,7 +184,7 @@ def checks_text() -> tuple[str, bool]:
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         rows.append(("GPU", ", ".join(gpus) or "none"))
         if not problem and installed("ultralytics"):
-            from yolokd.teacher import bfloat16_is_fast
+            from yolokd.teachers.teacher import bfloat16_is_fast
 
             gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             fast = [name for name, has in (("CPU", bfloat16_is_fast(torch.device("cpu"))), ("GPU", gpu)) if has]

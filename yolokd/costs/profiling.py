@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from yolokd import config
+from yolokd.costs.memory import peak_bytes
+from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio, seconds
 from yolokd.errors import UserError
-from yolokd.memory import peak_bytes
-from yolokd.rehearsal import Rehearsal, in_turn, ratio, seconds
 
 PLAIN, BUILT_IN, OURS = "plain training", "built-in distillation", "this run"
 
@@ -175,7 +175,7 @@ def steps_peak(settings: dict[str, Any], folder: str) -> int:
 
 def text(result: Mapping[str, Any]) -> str:
     """Return a profile as two tables."""
-    from yolokd.info import table
+    from yolokd.command.info import table
 
     whole = sum(result["parts"].values())
     plain = result["steps"][PLAIN]["seconds"]
@@ -191,9 +191,9 @@ def text(result: Mapping[str, Any]) -> str:
 
 def run_words(words: list[str]) -> int:
     """Run `yolokd profile` with its words and return the exit code."""
-    from yolokd import inputs
+    from yolokd.command import inputs
+    from yolokd.command.grammar import parse
     from yolokd.errors import DONE
-    from yolokd.grammar import parse
 
     base = config.merged_base()
     given = config.check(parse(words, base))
@@ -221,7 +221,7 @@ def drawn(folder: Path, teacher: str, imgsz: int, batch: Any) -> Path:
     from ultralytics.nn.tasks import load_checkpoint
     from ultralytics.utils import YAML
 
-    from yolokd.shapes import draw_dataset
+    from yolokd.drawn.shapes import draw_dataset
 
     names = {int(index): str(name) for index, name in load_checkpoint(teacher)[0].names.items()}
     count = max(int(batch), 1) if isinstance(batch, (int, float)) and batch >= 1 else 16

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from ultralytics.utils import YAML
 
-from yolokd.classes import fold, match_classes
+from yolokd.command.inputs import _images, _labelled, reason
 from yolokd.errors import UserError
-from yolokd.inputs import _images, _labelled, reason
-from yolokd.sources import files, train_split
+from yolokd.pairs.classes import fold, match_classes
+from yolokd.unlabeled.sources import files, train_split
 
 FILE = "data.yaml"
 LABELS = "kd_label_names"  # key of a description: the class names by which its label files are numbered

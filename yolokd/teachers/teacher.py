@@ -16,10 +16,10 @@ from ultralytics.nn.modules.head import Detect, RTDETRDecoder
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolokd.errors import UserError
-from yolokd.heads import class_names, reduce_head, skip_boxes, task_of, text_embeddings, why_not_dense
-from yolokd.images import Sight
-from yolokd.neck import Neck, input_channels, model_strides, neck_channels
 from yolokd.outputs import Output, View, read_output
+from yolokd.teachers.heads import class_names, reduce_head, skip_boxes, task_of, text_embeddings, why_not_dense
+from yolokd.teachers.images import Sight
+from yolokd.teachers.neck import Neck, input_channels, model_strides, neck_channels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

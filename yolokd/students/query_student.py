@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
-from yolokd.query_task import QueryOutput, predicted_boxes
+from yolokd.students.query_task import QueryOutput, predicted_boxes
 
 
 class QueryStudent(RTDETRDetectionModel):

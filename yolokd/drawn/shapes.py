@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 
-from yolokd.drawing import VERSION, Drawing, draw_image
+from yolokd.drawn.drawing import VERSION, Drawing, draw_image
 from yolokd.errors import UserError
 
 

@@ -1,0 +1,1 @@
+"""COCO's numbers for YOLO data sets, and what differences between models mean."""

@@ -1,0 +1,1 @@
+"""A student and a teacher together: levels, classes, and which method suits them."""

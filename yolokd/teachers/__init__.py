@@ -1,0 +1,1 @@
+"""The frozen teacher: its kinds, what it sees, what is read of it."""

@@ -1,0 +1,1 @@
+"""Images without labels, beside labelled ones or alone."""
