@@ -98,8 +98,6 @@ def main(words: list[str]) -> None:
 def peak(settings: dict[str, Any], folder: str) -> int:
     """Return the peak memory of a few steps in a new process."""
     code = "import sys, json\nfrom yolokd.costs import profiling as p\nprint(p.steps_peak(*json.loads(sys.argv[1])))"
-        "import sys, json; from yolokd.costs.profiling import steps_peak; print(steps_peak(*json.loads(sys.argv[1])))"
-    )
     found = subprocess.run(
         [sys.executable, "-c", code, json.dumps([settings, folder])], capture_output=True, text=True, check=True
     )

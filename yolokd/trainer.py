@@ -24,8 +24,8 @@ from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.teachers.teacher_run import fine_tune
+from yolokd.unlabeled import no_labels
 from yolokd.unlabeled.feeding import Feeding
-from yolokd.unlabeled.stream import no_labels
 
 
 class Distilling(Configured, Feeding):

@@ -13,7 +13,8 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
 
 from yolokd.errors import UserError
-from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, no_labels, shares, sources
+from yolokd.unlabeled import no_labels, sources
+from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, shares
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer
