@@ -49,8 +49,10 @@ def imitation_error(
     Returns:
         (torch.Tensor): Errors with shape (N,), in float32 (float64 for float64 input).
     """
-    mixture = (as_float(student_regions) * weights[..., None, None, None]).sum(1)  # (N, L, C, S, S) -> (N, C, S, S)
     teacher = as_float(teacher_regions).detach()
+    with torch.autocast(weights.device.type, enabled=False):  # (N, 1, L) x (N, L, C * S * S) -> (N, C, S, S)
+        flat = torch.bmm(as_float(weights).unsqueeze(1), as_float(student_regions).flatten(2))
+    mixture = flat.view(teacher.shape)
     if align and len(mixture):
         mixture, teacher = standardize(mixture), standardize(teacher)
     return (mixture - teacher).square().mean(dim=(1, 2, 3))
