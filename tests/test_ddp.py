@@ -194,3 +194,72 @@ def test_a_static_graph_bears_the_change_of_stage(both: list[dict[str, Any]]) ->
             assert torch.equal(value, right[f"static {epoch}"]["gradients"][key])
             if key.startswith("criterion.methods.dfmsd.") and "adapters" in key:
                 assert bool(value.any()) == (key.split(".")[3] == str(stage)), (epoch, key)
+
+
+def test_all_machines_are_counted(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process of the second of two machines with two devices each, up to where a device is needed."""
+    joined: dict[str, Any] = {}
+    trainer = DistillationTrainer(overrides=overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n"))))
+    trainer.world_size, trainer.args.device = 2, "0,1"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(host, "LOCAL_RANK", 1)
+    monkeypatch.setattr(host, "RANK", 3)
+    backend = type("Backend", (), {"set_device": lambda self, index: joined.update(index=index)})()
+    monkeypatch.setattr(host, "get_torch_device_backend", lambda device: backend)
+    monkeypatch.setattr(host.dist, "init_process_group", lambda **settings: joined.update(settings))
+    trainer._setup_ddp()
+    assert (joined["rank"], joined["world_size"], joined["index"]) == (3, 4, 1)
+    assert trainer.world_size == 4  # by which the host divides the batch and multiplies the loss
+    assert trainer.device == torch.device("cuda", 1)
+
+
+def run_as_a_node(rank: int, port: int, folder: Path, data: Path, teacher: Path, results: Any) -> None:
+    """Train as one of two processes that torchrun would start, on the CPU, with everything of the host but the GPU."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK="0")
+    import ultralytics.engine.trainer as engine
+    from ultralytics.utils import torch_utils
+
+    for module in (engine, torch_utils):
+        module.LOCAL_RANK = 0  # one process on each machine
+    engine.RANK = rank
+    wrap = nn.parallel.DistributedDataParallel
+
+    def set_up(trainer: Any) -> None:
+        trainer.world_size = int(os.environ["WORLD_SIZE"])
+        engine.dist.init_process_group("gloo", rank=rank, world_size=trainer.world_size)
+
+    engine.BaseTrainer._setup_ddp = set_up
+    engine.nn.parallel.DistributedDataParallel = lambda module, device_ids, **kwargs: wrap(module, **kwargs)
+    trainer = DistillationTrainer(
+        overrides=overrides_for(
+            folder, data, teacher=str(teacher), method="mgd+ckd+pcd", exist_ok=True, val=False, epochs=2, batch=4
+        )
+    )
+    trainer.ddp, trainer.world_size = False, 2
+    trainer.train()
+    assert trainer.criterion is not None
+    adapters = torch.cat([p.detach().flatten() for p in trainer.criterion.adapters()])
+    student = torch.cat(
+        [p.detach().flatten() for name, p in trainer.model.named_parameters() if "criterion" not in name]
+    )
+    results[rank] = (adapters.double().sum().item(), student.double().sum().item(), len(trainer.train_loader))
+    distributed.destroy_process_group()
+
+
+def test_two_machines_of_one_process_each_train_one_student(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(
+            run_as_a_node, args=(port, tmp_path, tiny_data, tiny_teacher("yolov8n"), results), nprocs=2
+        )
+        found = dict(results)
+    assert found[0] == found[1]  # the same adapters and the same student in both
+    assert found[0][2] == 2  # 6 images among 2 processes, 2 of them a step
+    assert len(rows(tmp_path / "run")) == 2

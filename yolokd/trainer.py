@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,6 +60,11 @@ class Distilling(Configured, Feeding):
         except UserError:
             discard_run(self)
             raise
+
+    def _setup_ddp(self) -> None:
+        """Join all processes: the host counts the devices of its own machine alone, torchrun those of all machines."""
+        self.world_size = int(os.environ.get("WORLD_SIZE", self.world_size))
+        super()._setup_ddp()
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """Return the host's model, after a look whether it is of the kind that this trainer trains."""
