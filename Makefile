@@ -1,5 +1,5 @@
 # The commands of development; `.ci/run` calls `pytest` and `make check`.
-.PHONY: format check changelog test all-checks
+.PHONY: format check changelog test all-checks compat
 
 format: ## put code and imports in order
 	ruff format .
@@ -18,3 +18,6 @@ test: ## the fast tests
 
 all-checks: check ## everything, the slow and the browser tests too
 	pytest -m "not gpu"
+
+compat: ## the tests of the seams under several releases of Ultralytics; needs a package index
+	python -m tests.compat

@@ -123,7 +123,10 @@ MISTAKES = [
     ("train model={root}/cut.pt teacher={teacher} data={data}", ["cut.pt", "cut off"]),
     ("train model={root}/other.pt teacher={teacher} data={data}", ["other.pt", "cannot be loaded"]),
     ("train model={root}/folder.pt teacher={teacher} data={data}", ["folder.pt is a folder"]),
-    ("train model={root}/broken.yaml teacher={teacher} data={data}", ["broken.yaml", "cannot be loaded"]),
+    (
+        "train model={root}/broken.yaml teacher={teacher} data={data}",
+        ["broken.yaml", "cannot be read as an architecture"],
+    ),
     ("train model={root}/classify.pt teacher={teacher} data={data}", ["classify model", "detect, segment"]),
     ("train model={root}/x.onnx teacher={teacher} data={data}", ["x.onnx", ".pt"]),
     # teacher

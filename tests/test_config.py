@@ -280,7 +280,7 @@ def test_validate_accepts(good):
         ({**TEACHER, "dfmsd_stages": [1.0]}, ["between 0 and 1"]),
         ({"teacher": ["a", "b"], "dfmsd_stages": []}, ["1 stages", "2 teachers", "1 switching point;"]),
         ({"teacher": ["a", "b", "c"], "dfmsd_stages": [0.5]}, ["2 stages", "3 teachers", "2 switching points"]),
-        ({"teacher": ["a", "b"], "epochs": 1}, ["epochs=1", "one of the 2 teachers", "0, 0 epochs"]),
+        ({"teacher": ["a", "b"], "epochs": 1}, ["epochs=1", "one of the 2 teachers", "0, 1 epochs"]),
         ({"teacher": ["a", "b"], "epochs": 3, "dfmsd_stages": [0.9]}, ["epochs=3", "0, 3 epochs"]),
         ({**TEACHER, "kd_levels": []}, ["kd_levels=[]"]),
         ({**TEACHER, "kd_levels": [8, 8]}, ["each once"]),

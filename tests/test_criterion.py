@@ -161,7 +161,7 @@ def test_on_two_branch_heads_logit_methods_act_on_both_and_feature_methods_on_on
     _, items = criterion(preds, batch)
     raw = criterion.links[0].teacher(batch["img"])
     assert len(maps) == 1
-    assert all(a is b for a, b in zip(maps[0][0].feats, preds["one2many"]["feats"]))
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(maps[0][0].feats, preds["one2many"]["feats"]))
     assert [call[0].logits.shape for call in logits] == [(2, 84, 3)] * 2
     for call, branch in zip(logits, ("one2many", "one2one")):
         assert torch.equal(call[0].logits, preds[branch]["scores"].transpose(1, 2))
@@ -408,7 +408,7 @@ def test_under_autocast_the_terms_stay_close() -> None:
         loss, items = model(tiny_batch())
     loss.sum().backward()
     for name in ("dfmsd_loss", "pcd_loss"):
-        assert float(items[name]) == pytest.approx(float(exact[name]), rel=0.1)
+        assert float(items[name]) == pytest.approx(float(exact[name]), rel=0.15)
 
 
 def test_a_method_of_two_parts_is_counted_once_a_step() -> None:

@@ -220,6 +220,39 @@ def test_the_final_strip_drops_our_keys(tmp_path: Path) -> None:
     assert "method" not in kept
 
 
+def test_the_end_of_a_run_strips_in_place_what_last_and_best_name(tmp_path: Path) -> None:
+    """Ending: the reason why they name copies then, which the evaluation reads too."""
+    seen: list[Path] = []
+    trainer: Any = SimpleNamespace(
+        last=save_model(tiny_model(), tmp_path / "copies" / "last.pt"),
+        best=save_model(tiny_model(), tmp_path / "copies" / "best.pt"),
+        args=SimpleNamespace(plots=False),
+        epoch=0,
+        run_callbacks=lambda event: None,
+    )
+
+    class Validator:
+        args = SimpleNamespace()
+
+        def __call__(self, model: Path) -> dict[str, float]:
+            seen.append(Path(model))
+            return {"fitness": 0.0}
+
+    trainer.validator = Validator()
+    before = {path: path.stat().st_mtime_ns for path in (trainer.last, trainer.best)}
+    DetectionTrainer.final_eval(trainer)
+    assert seen == [trainer.best]
+    assert sorted(path.name for path in tmp_path.rglob("*.pt")) == ["best.pt", "last.pt"]
+    assert all(path.stat().st_mtime_ns > time for path, time in before.items())
+
+
+def test_a_run_whose_epochs_are_all_done_cannot_be_resumed_by_the_host() -> None:
+    """Ending: the reason why such a run does not come so far."""
+    trainer: Any = SimpleNamespace(resume=True, epochs=3, args=SimpleNamespace(model="last.pt"))
+    with pytest.raises(AssertionError, match="finished"):
+        DetectionTrainer.resume_training(trainer, {"epoch": 2, "optimizer": {}})
+
+
 def test_the_validators_loss_keys_are_the_items_of_the_last_step(ready: Any) -> None:
     assert ready.label_loss_items({"dfmsd_loss": torch.tensor(0.25)}, prefix="val") == {"val/dfmsd_loss": 0.25}
 
@@ -287,3 +320,30 @@ def test_the_trainers_epochs_are_read_live() -> None:
     trainer.epochs = 5
     start_epoch(trainer)
     assert (first, criterion.clock.progress) == pytest.approx((0.4, 0.8))
+
+
+def test_restricted_loading_is_switched_where_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host reads its switch at every load and when it builds a model, so that turning it on for a while works."""
+    from ultralytics.nn import tasks
+
+    class Strange(nn.Conv2d):
+        """A class that the host does not know."""
+
+    monkeypatch.setattr("tests.test_host_contract.Strange", Strange, raising=False)
+    Strange.__qualname__ = "Strange"
+    good, bad = save_model(tiny_model(), tmp_path / "good.pt"), tiny_model()
+    bad.model[0].conv.__class__ = Strange
+    save_model(bad, tmp_path / "bad.pt")
+    described = {**tasks.yaml_model_load("yolov8n.yaml"), "activation": "[nn.SiLU()][0]"}
+    for switch in (False, True):
+        monkeypatch.setattr(tasks, "SAFE_LOAD", switch)
+        assert tasks._SafeLoad.SUPPORTED and tasks._SafeLoad.restricted() is switch
+        tasks.load_checkpoint(good)
+        if not switch:
+            tasks.load_checkpoint(tmp_path / "bad.pt")
+            tasks.DetectionModel(described, verbose=False)
+            continue
+        with pytest.raises(Exception, match=r"outside the supported|Unsupported|not an allowed"):
+            tasks.load_checkpoint(tmp_path / "bad.pt")
+        with pytest.raises(TypeError, match="restricted model load"):
+            tasks.DetectionModel(described, verbose=False)

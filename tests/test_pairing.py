@@ -146,9 +146,15 @@ def test_a_map_pairs_classes_that_are_called_otherwise() -> None:
 @pytest.mark.parametrize(
     ("class_map", "message"),
     [
-        ({"squares": "dog"}, r"kd_class_map: the data has no class 'squares'; did you mean square\?"),
-        ({"square": "dogs"}, r"kd_class_map: the teacher has no class 'dogs'; did you mean dog\?"),
-        ({"square": ["dog", "zebra"]}, r"the teacher has no class 'zebra'; it knows dog, cat$"),
+        (
+            {"squares": "dog"},
+            r"kd_class_map names 'squares', and the data has no class of that name; did you mean square\?",
+        ),
+        (
+            {"square": "dogs"},
+            r"kd_class_map names 'dogs', and the teacher has no class of that name; did you mean dog\?",
+        ),
+        ({"square": ["dog", "zebra"]}, r"names 'zebra', and the teacher has no class of that name; it knows dog, cat$"),
     ],
 )
 def test_names_of_a_map_that_a_side_does_not_know_are_refused(class_map: dict[str, object], message: str) -> None:

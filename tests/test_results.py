@@ -210,6 +210,22 @@ def test_runs_with_other_arguments_are_no_pair(runs: list[Path], tmp_path: Path)
         from_runs([other, *runs])
 
 
+def test_a_repeated_run_is_paired_with_the_repeated_plain_run(runs: list[Path], tmp_path: Path) -> None:
+    import shutil
+
+    first = by_name(from_runs(runs, device="cpu"))
+    for number, run in enumerate(runs):
+        shutil.copytree(run, tmp_path / str(number))
+    again = [tmp_path / str(number) for number in range(len(runs))]
+    kept = read_json(again[0] / "predictions.json.gz")
+    write_json(again[0] / "predictions.json.gz", {**kept, "detections": []})
+    arms = by_name(from_runs([*runs, *again], device="cpu"))
+    assert sorted(arms) == ["none", "none #2", "pcd", "pcd #2"] and arms["none #2"]["mean"]["ap"] == 0
+    assert arms["pcd #2"]["versus"]["none"]["n"] == 1 and "repeat" not in arms["pcd"]["runs"][0]
+    assert arms["pcd #2"]["versus"]["none"]["difference"] == pytest.approx(arms["pcd #2"]["mean"]["ap"])
+    assert arms["pcd"]["versus"]["none"]["difference"] == first["pcd"]["versus"]["none"]["difference"]
+
+
 def test_folders_without_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"args\.yaml is missing"):
         from_runs([tmp_path])

@@ -84,6 +84,12 @@ def test_stages_begin_at_their_fraction_of_the_epochs() -> None:
     assert [stages.at(epoch, 10) for epoch in range(10)] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
 
 
+def test_the_first_stage_has_an_epoch_however_short_the_run() -> None:
+    stages = Stages.parse("auto", teachers=1)
+    assert stages.starts(1) == [0, 1] and stages.at(0, 1) == 0
+    assert Stages.parse([0.1], teachers=1).starts(3) == [0, 1]
+
+
 def test_stages_follow_a_new_number_of_epochs() -> None:
     stages = Stages.parse([0.5], teachers=1)
     assert stages.at(4, 10) == 0

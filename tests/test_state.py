@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from yolokd import state as state_module
 from yolokd.attention import RandomSource
+from yolokd.errors import UserError
 from yolokd.state import FILE, read_state, write_state
 
 IDENTITY = {"teachers": ["0123"], "methods": ["dfmsd"]}
@@ -99,8 +101,9 @@ def test_a_missing_truncated_or_foreign_file_reads_as_none(tmp_path: Path) -> No
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
-    torch.save({"version": state_module.VERSION, "epochs": {0: torch.nn.Linear(1, 1)}}, tmp_path / FILE)
-    assert read_state(tmp_path / FILE) is None
+    torch.save({"version": state_module.VERSION, "epochs": {0: SimpleNamespace()}}, tmp_path / FILE)
+    with pytest.raises(UserError, match=r"kd_state\.pt holds more than tensors and numbers \(types\.SimpleNamespace\)"):
+        read_state(tmp_path / FILE)
 
 
 def test_a_methods_generator_travels_in_the_state(tmp_path: Path) -> None:

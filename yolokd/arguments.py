@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from ultralytics.cfg import cfg2dict
+from ultralytics.cfg import cfg2dict, get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.checks import check_model_file_from_stem
@@ -16,9 +16,11 @@ from ultralytics.utils.torch_utils import autocast
 from yolokd import config, consistency
 from yolokd.clipping import StepGuard
 from yolokd.clock import start_batch, start_epoch
+from yolokd.compat import warn_outside
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
-from yolokd.handover import as_list, discard_run, split_objects
+from yolokd.handover import as_list, discard_run, missing_folders, split_objects
+from yolokd.trust import KEY, loading
 from yolokd.unlabeled.label_keys import complete
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
@@ -34,10 +36,12 @@ class Configured(_Host):
         methods (tuple[str, ...]): Chosen methods; empty for plain training and for the built-in distillation.
         criterion (DistillationLoss | None): The student's criterion, once the model is set up.
         teacher_objects (list[nn.Module]): Teachers that came as objects rather than as files.
+        new_folders (list[Path]): Folders that this run makes, to be taken away where it does not begin.
     """
 
     args: Any
     teacher_objects: list[nn.Module]
+    new_folders: list[Path]
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
         """Check our keys, hand the rest to the host, and leave no folder behind where something is wrong.
@@ -51,6 +55,7 @@ class Configured(_Host):
         Raises:
             UserError: If a key of ours has a wrong value.
         """
+        warn_outside()
         overrides = dict(overrides or {})
         self.criterion: DistillationLoss | None = None
         self.teacher_objects, overrides["teacher"] = split_objects(overrides.get("teacher"))
@@ -72,8 +77,11 @@ class Configured(_Host):
         self._norms: dict[str, torch.Tensor] = {}
         self._val_terms = False
         self._guard = StepGuard()
+        resumed = str(overrides.get("model") if overrides.get("resume") is True else overrides.get("resume"))
+        safe = bool({**config.DEFAULTS, **cfg2dict(cfg), **overrides}[KEY])
         try:
-            super().__init__(config.merged_base(cfg), overrides, _callbacks)
+            with loading(safe, what=f"resume={resumed}", file=resumed):
+                super().__init__(config.merged_base(cfg), overrides, _callbacks)
             self.methods = config.methods(self.args.method)
             self.methods = () if self.methods == ("ultralytics",) else self.methods
             self._locate_teachers()
@@ -106,8 +114,9 @@ class Configured(_Host):
             self.args.teacher = found if isinstance(teacher, list) else found[0]
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Resume with the checkpoint's own keys; of ours only `teacher` may be given anew."""
+        """Resume with the checkpoint's own keys; of ours `teacher` may be given anew, and trust must be."""
         super().check_resume({key: value for key, value in overrides.items() if key not in config.DEFAULTS})
+        self.new_folders = missing_folders(get_save_dir(self.args))
         if self.resume:
             if "method" not in vars(self.args):
                 raise UserError(
@@ -116,6 +125,7 @@ class Configured(_Host):
                 )
             if overrides.get("teacher"):
                 self.args.teacher = overrides["teacher"]
+            setattr(self.args, KEY, bool(overrides.get(KEY, True)))  # a file cannot vouch for itself
             for key, default in config.DEFAULTS.items():
                 if key not in vars(self.args):
                     setattr(self.args, key, default)

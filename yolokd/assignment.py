@@ -25,7 +25,7 @@ class Assignment:
     def __call__(self, module: nn.Module, inputs: Any, output: Sequence[torch.Tensor]) -> None:
         """Keep the assigner's output, as the hook of a module is called."""
         _, _, target_scores, positives, _ = output
-        self.positives, self.scores = positives.detach(), target_scores.detach().amax(-1).float()
+        self.positives, self.scores = positives.detach().bool(), target_scores.detach().amax(-1).float()
 
 
 def listen(base: Any) -> dict[str, Assignment]:

@@ -7,12 +7,13 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
+from yolokd.command.datasets import data_fault
 from yolokd.command.grammar import HOST_MISTAKES, host_keys, parse
+from yolokd.command.hosted import check_host_keys, hand_over
 from yolokd.command.train import load_model, run_train
 from yolokd.errors import DONE, FAILED, INTERRUPTED, MISTAKE, UserError
 
@@ -30,74 +31,36 @@ class Mode:
     text: str
 
 
-def hand_over(mode: str) -> Callable[[list[str]], int]:
-    """Return the function that runs a mode of `yolo` as it is."""
-
-    def run(words: list[str]) -> int:
-        import ultralytics.cfg as host
-
-        from yolokd.command import inputs
-        from yolokd.config import KEYS
-
-        known = host_keys()
-        given = parse(words, known)
-        _check_host_keys(given, known, mode, KEYS)
-        if given.get("model") is not None:
-            inputs.weights("model", given["model"], trained=False, torch_only=False)
-        before, host.ARGV[:] = list(host.ARGV), ["yolo", mode, *words]  # the list that the host reads; may be sys.argv
-        try:
-            host.entrypoint()
-        except HOST_MISTAKES as error:
-            raise UserError(inputs.reason(error, lines=2)) from error
-        finally:
-            host.ARGV[:] = before
-        return DONE
-
-    return run
-
-
-def _check_host_keys(given: Mapping[str, Any], known: Mapping[str, Any], mode: str, ours: Mapping[str, Any]) -> None:
-    """Refuse keys that a mode of the host does not have."""
-    from ultralytics.cfg import check_dict_alignment
-
-    from yolokd.config import quiet, unknown_key
-
-    for key, value in given.items():
-        if key in ours:
-            raise UserError(f"{key}={value} is a key of `yolokd train`, not of `yolokd {mode}`; leave it out")
-        if key in known:
-            continue
-        try:
-            with quiet():
-                check_dict_alignment(dict(known), {key: value})
-        except SyntaxError:
-            raise UserError(unknown_key(key, known)) from None
-
-
 def run_export(words: list[str]) -> int:
     """Export a model as `yolo export` does, and compare the exported file with torch."""
     from ultralytics.utils import LOGGER
 
+    from yolokd import trust
     from yolokd.command import inputs
     from yolokd.config import KEYS
     from yolokd.export import export_and_check
+    from yolokd.parity import not_checked
 
     known = host_keys()
-    given = parse(words, known)
-    _check_host_keys(given, known, "export", KEYS)
+    given = parse(words, {**known, trust.KEY: True})
+    safe = trust.take(given)
+    check_host_keys(given, known, "export", KEYS)
     if given.get("model") is None:
         raise UserError("export needs a model, i.e. yolokd export model=runs/detect/train/weights/best.pt format=onnx")
     if "format" not in given:
         given["format"] = "torchscript"
         LOGGER.warning("'format' argument is missing. Using default 'format=torchscript'.")
-    model = load_model(inputs.weights("model", given.pop("model"), trained=False), given.pop("task", None))
+    if not isinstance(given["format"], str):
+        raise UserError(f"format={given['format']} is not valid: it must be a name, i.e. format=onnx")
+    with trust.loading(safe):
+        model = load_model(inputs.weights("model", given.pop("model"), trained=False), given.pop("task", None))
     given.pop("mode", None)
     try:
-        path, parity = export_and_check(model, given)
+        with trust.loading(safe):
+            path, parity = export_and_check(model, given)
     except HOST_MISTAKES as error:
         raise UserError(inputs.reason(error, lines=2)) from error
-    if parity is not None:
-        print(parity.summary())
+    print(parity.summary() if parity is not None else not_checked(path))
     print(f"exported: {path}")
     return DONE if parity is None or parity.ok else FAILED
 
@@ -201,8 +164,8 @@ def help_text() -> str:
         f"     yolokd train model=yolov8n.pt teacher=yolov8s.pt data=mine.yaml cfg=pcd.yaml\n"
         f"     yolokd train resume model=runs/detect/train/weights/last.pt\n\n"
         f"Keys: `yolokd cfg` for ours, `yolo cfg` for Ultralytics'. Methods: `yolokd methods`.\n"
-        f"Exit codes: 0 done, 1 failure, 2 a mistake in what was asked, 130 interrupted. YOLOKD_TRACEBACK=1 "
-        f"shows tracebacks."
+        f"Exit codes: 0 done, 1 failure, 2 a mistake in what was asked, 130 interrupted (Ctrl-C), 143 terminated "
+        f"(SIGTERM).\nYOLOKD_TRACEBACK=1 shows tracebacks."
     )
 
 
@@ -269,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MODES[mode].run(rest)
     except UserError as error:
         _trace()
-        print(f"yolokd: {error}", file=sys.stderr)
+        print(f"yolokd: {printable(error)}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -283,11 +246,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else FAILED if stop.code else DONE
     except Exception as error:  # the last resort, so that a failure is one line and a code
         _trace()
+        if isinstance(error, RuntimeError) and (fault := data_fault(error)):
+            print(f"yolokd: {printable(fault)}", file=sys.stderr)
+            return MISTAKE
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         what = f"no space left on the disk ({first})" if full else f"{type(error).__name__}: {first}"
-        print(f"yolokd: failed: {what}\nYOLOKD_TRACEBACK=1 before the command shows where", file=sys.stderr)
+        print(f"yolokd: failed: {printable(what)}\nYOLOKD_TRACEBACK=1 before the command shows where", file=sys.stderr)
         return FAILED
+
+
+def printable(message: object) -> str:
+    """Return a message whose signs all have a form of their own, as what was typed may steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(message))
 
 
 def _trace() -> None:

@@ -38,11 +38,13 @@ class StepGuard:
 
     Attributes:
         skipped (int): Steps left out running.
+        left_out (int): Steps left out since the last time this was said.
     """
 
     def __init__(self) -> None:
         """Start with nothing left out."""
-        self.skipped = 0
+        self.skipped = self.left_out = 0
+        self._scale: float | None = None
 
     def check(self, norm: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of a step that is not finite.
@@ -57,8 +59,34 @@ class StepGuard:
         if torch.isfinite(norm):
             self.skipped = 0
             return
-        self.skipped += 1
         optimizer.zero_grad()
-        LOGGER.warning(f"step skipped: gradients are not finite ({self.skipped} running)")
+        if not self.left_out:
+            LOGGER.warning(f"step skipped: gradients are not finite ({self.skipped + 1} running)")
+        self._count()
+
+    def see_scale(self, scale: float) -> None:
+        """Count the steps that mixed precision left out: the factor of its loss falls after each.
+
+        Args:
+            scale (float): The factor before this step.
+
+        Raises:
+            RuntimeError: If 20 steps running were left out.
+        """
+        if self._scale is None or scale >= self._scale:
+            self.skipped = 0
+        else:
+            self._count()
+        self._scale = scale
+
+    def _count(self) -> None:
+        self.skipped += 1
+        self.left_out += 1
         if self.skipped >= NOT_FINITE_LIMIT:
             raise RuntimeError(f"gradients were not finite for {self.skipped} steps running; the run was stopped")
+
+    def tell(self) -> None:
+        """Say how many steps were left out since the last time."""
+        if self.left_out:
+            LOGGER.warning(f"steps left out in this epoch because gradients were not finite: {self.left_out}")
+        self.left_out = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ def validate(args: Mapping[str, Any]) -> None:
     Raises:
         UserError: If they contradict each other; the message says which and how to mend it.
     """
+    check_host_values(args)
+    check_device(args.get("device"))
     chosen = methods(args["method"])
     given = teachers(args.get("teacher"))
     _check_teachers(args, chosen, given)
@@ -37,6 +41,57 @@ def validate(args: Mapping[str, Any]) -> None:
         )
     own = 1 if args["kd_teachers"] == "together" else max(len(given), 1)
     _check_stages(args["dfmsd_stages"], own if "dfmsd" in chosen else 0, args.get("epochs"))
+
+
+def check_host_values(given: Mapping[str, Any]) -> None:
+    """Check keys of the host whose wrong values it lets pass, or answers without naming them: imgsz, batch, classes.
+
+    Args:
+        given (Mapping[str, Any]): Arguments of any mode.
+
+    Raises:
+        UserError: If one has a value that means nothing.
+    """
+    if (size := given.get("imgsz")) is not None and not all(_is_count(side) for side in _items(size)):
+        raise UserError(f"imgsz={size} is not valid: it must be a whole number of pixels above 0, i.e. imgsz=640")
+    batch = given.get("batch")
+    if batch is not None and not (_is_count(batch) or batch == -1 or (isinstance(batch, float) and 0 < batch < 1)):
+        raise UserError(
+            f"batch={batch} is not valid: it must be a whole number of images above 0, a share of the GPU's memory as "
+            f"0.7, or -1 for one that fits, i.e. batch=16"
+        )
+    classes = given.get("classes")
+    if classes is not None and not all(
+        isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in _items(classes)
+    ):
+        raise UserError(f"classes={classes} is not valid: it must be class numbers, i.e. classes=[0,2]")
+
+
+def _is_count(value: Any) -> bool:
+    """Return whether a value is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _items(value: Any) -> list[Any]:
+    """Return the numbers of a value that may be one, several, or text of them as the host takes it."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return [value]
+    return list(value) or [None] if isinstance(value, (list, tuple)) else [value]
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that is none to train on; whether there is one of that number the host says.
+
+    Raises:
+        UserError: If it is none of those that the host trains on.
+    """
+    text = re.sub(r"[\[\]()' ]", "", str(device).lower())
+    known = all(re.fullmatch(r"(cuda|npu|xpu)?:?(-1|\d*)", part) for part in text.split(","))
+    if not known and text not in {"none", "mps", "cpu", "cpu:0"}:
+        raise UserError(f"device={device} is none that trains; give cpu, mps or numbers of GPUs, i.e. device=0,1")
 
 
 def _file(weights: Any) -> Path:

@@ -11,6 +11,7 @@ from torch import nn
 from yolokd.calibration import GainCalibration, replayed
 from yolokd.clock import Clock
 from yolokd.errors import UserError
+from yolokd.finite import FiniteTerms, finite_output
 from yolokd.losses.base import DistillLoss
 from yolokd.outputs import Output, read_output
 from yolokd.pairs.link import Link
@@ -81,7 +82,8 @@ class DistillationLoss(nn.Module):
         self.confidence = 0.5
         self.head = None
         self.watch = TermWatch()
-        self.values: dict[str, torch.Tensor] = {}
+        self.finite = FiniteTerms(methods)
+        self.values: dict[str, list[torch.Tensor]] = {}  # sum and number of the finite ones
         self.seen = 0
         self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
@@ -156,6 +158,7 @@ class DistillationLoss(nn.Module):
         terms = {name: _idle(modules, output.feats[0]) for name, modules in self.methods.items()}
         if factor == 0 or self.rests:
             return terms
+        self.finite.begin()
         units = self._units(output, batch)
         scale = self.every if self.training else 1
         if self.training:
@@ -192,10 +195,10 @@ class DistillationLoss(nn.Module):
     def _units(self, student: Output, batch: dict[str, torch.Tensor]) -> Units:
         """Return each unit's method, its weighted sum over teachers and branches, and the sum of the weights."""
         acting = self.stages.acting(self.stage)
-        taps = {}
+        taps, sound = {}, {}
         for index in acting:
             link = self.links[index]
-            teacher = link.teacher(batch["img"])
+            teacher, sound[index] = finite_output(link.teacher(batch["img"]))
             taps[index] = {branch: self.pair(link, student, teacher, branch, batch) for branch in self.task.branches}
         shares: Sequence[Any] = [1 / len(acting)] * len(acting)
         if self.by_confidence and len(acting) > 1:
@@ -209,11 +212,12 @@ class DistillationLoss(nn.Module):
                 for branch in taps[index] if module.signal == "logits" else ["one2many"]:
                     weight = self.task.weight(branch)
                     with beside(self.links[index].teacher, student.feats[0].device):
-                        parts = module.parts(*taps[index][branch])
+                        parts = self.finite.parts(name, module, *taps[index][branch], sound[index])
                     for part, term in parts.items():
                         unit = f"{name}_{part}" if part else name
                         _, total, weights = units.get(unit, (name, 0.0, 0.0))
                         units[unit] = (name, total + weight * share * term, weights + weight / len(acting))
+        self.finite.teachers = torch.stack([*sound.values()]).all()
         return units
 
     def pair(
@@ -236,11 +240,13 @@ class DistillationLoss(nn.Module):
         objects = self.task.objects()
         acting: dict[str, bool] = {}
         for unit, (name, term, weight) in units.items():
-            value = term.detach() / weight
-            self.values[unit] = self.values[unit] + value if unit in self.values else value
+            row, sound = self.values.setdefault(unit, [torch.zeros_like(term.detach())] * 2), self.finite.sound[name]
+            self.values[unit] = [row[0] + term.detach() / weight * sound, row[1] + sound]
             acting[name] = acting.get(name, False) or factor * self.gains[unit] > 0
+        self.watch.see_teachers(self.finite.teachers)
         for name in (name for name, acts in acting.items() if acts):
-            self.watch.see(name, terms[name], None if self.methods[name][0].signal == "features" else objects)
+            needs = None if self.methods[name][0].signal == "features" else objects
+            self.watch.see(name, terms[name], needs, self.finite.sound[name])
         self.watch.check()
 
     def start_means(self) -> None:
@@ -255,9 +261,10 @@ class DistillationLoss(nn.Module):
         """
         columns = {"kd/stage": float(self.stage), "kd/factor": self.factor}
         for unit in self.gains:
-            value = self.values.get(unit)
-            columns[f"kd/{unit}"] = float(value) / self.seen if value is not None and self.seen else float("nan")
+            total, number = map(float, self.values.get(unit, (0, 0)))
+            columns[f"kd/{unit}"] = total / number if number else float("nan")
             columns[f"kd/{unit}_gain"] = self.unit_gain(unit)
+        self.watch.tell(self.seen)
         self.start_means()
         return columns
 

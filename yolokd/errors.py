@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 class UserError(ValueError):

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from ultralytics import YOLO
 from ultralytics.engine.model import Model
 from ultralytics.nn.modules.head import RTDETRDecoder
 from ultralytics.utils.nms import non_max_suppression
@@ -22,6 +21,7 @@ from ultralytics.utils.nms import non_max_suppression
 from yolokd.drawn.drawing import Drawing, draw_image
 from yolokd.errors import UserError
 from yolokd.parity import Array, difference, matched_difference, ordered_difference, partnered
+from yolokd.trust import open_model
 
 NOISE_INPUTS, DRAWN_INPUTS = 2, 6
 TOLERANCE = {32: 1e-3, 16: 5e-2}  # largest difference as a fraction of the channel's largest value, by bits
@@ -108,7 +108,7 @@ def export_and_check(model: str | Path | Model, overrides: Mapping[str, Any]) ->
         >>> path, parity = export_and_check("best.pt", {"format": "onnx"})
         >>> print(parity.summary())
     """
-    loaded = model if isinstance(model, Model) else YOLO(str(model))
+    loaded = model if isinstance(model, Model) else open_model(model)
     path = Path(loaded.export(**overrides))
     if path.suffix != ".onnx" or _bits(_read(path)[1]) not in TOLERANCE:
         return path, None
@@ -239,7 +239,7 @@ def _bits(meta: Mapping[str, Any]) -> int:
 def _reference(weights: str | Path | Model | nn.Module, end2end: bool) -> Any:
     """Return an own copy of the model in float32 on the CPU, not fused, that gives what the file should give."""
     if isinstance(weights, (str, Path)):
-        weights = YOLO(str(weights))
+        weights = open_model(weights)
     model: Any = weights.model if isinstance(weights, Model) else weights
     model = copy.deepcopy(model).float().cpu().eval()
     head = model.model[-1]

@@ -28,30 +28,50 @@ def save_whole(value: Any, path: Path) -> None:
     try:
         with temporary.open("wb") as file:  # torch hides what went wrong where it opens the file by itself
             torch.save(value, file)
-        os.replace(temporary, path)
+        _place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _place(written: Path, path: Path) -> None:
+    """Put a written file in its place once the disk has all of it."""
+    with written.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(written, path)
+
+
 @contextmanager
-def whole_checkpoints(trainer: Any) -> Iterator[None]:
+def whole_checkpoints(trainer: Any, main: bool = True, again: bool = False) -> Iterator[None]:
     """Let the host's trainer write its checkpoints beside their places, and put them there when all are written.
 
     Args:
         trainer (BaseTrainer): A trainer about to save; its `wdir`, `last` and `best` point elsewhere meanwhile.
+        main (bool): Whether this process writes; the others of a run on several devices only look there.
+        again (bool): Whether the host reads the checkpoints and writes them once more, and so is given copies.
     """
     folder, last, best = trainer.wdir, trainer.last, trainer.best
     partial = folder / PARTIAL
-    partial.mkdir(parents=True, exist_ok=True)
+    if main:
+        clear_partial(folder)  # of a save that was killed
+        partial.mkdir(parents=True, exist_ok=True)
     trainer.wdir, trainer.last, trainer.best = partial, partial / last.name, partial / best.name
     try:
+        if main and again:
+            for path in filter(Path.exists, (last, best)):
+                shutil.copyfile(path, partial / path.name)
         yield
-        written = sorted(partial.glob("*.pt"), key=lambda path: path.name == last.name)  # last.pt at the end
-        for path in written:
-            os.replace(path, folder / path.name)
+        if main:
+            for path in sorted(partial.glob("*.pt"), key=lambda path: path.name == last.name):  # last.pt at the end
+                _place(path, folder / path.name)
     finally:
         trainer.wdir, trainer.last, trainer.best = folder, last, best
-        shutil.rmtree(partial, ignore_errors=True)
+        if main:
+            clear_partial(folder)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what an interrupted save left beside the checkpoints in a folder."""
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
 
 
 def keep_rows(path: Path, epochs: int) -> None:
@@ -67,5 +87,8 @@ def keep_rows(path: Path, epochs: int) -> None:
     kept = [row for row in rows if row.endswith("\n") and float(row.split(",")[0]) <= epochs]
     if len(kept) < len(rows):
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join([header, *kept]), encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text("".join([header, *kept]), encoding="utf-8")
+            _place(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

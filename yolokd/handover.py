@@ -49,3 +49,20 @@ def discard_run(trainer: Any) -> None:
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
         if all(name in {"args.yaml", "data.yaml", "labels.jpg"} or name.startswith("teacher") for name in files):
             shutil.rmtree(folder, ignore_errors=True)
+            remove_empty(getattr(trainer, "new_folders", []))
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return a folder and those above it that are not there yet, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, as far as they are empty."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            break

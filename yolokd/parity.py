@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,18 @@ def partnered(rows: Array, others: Array, conf: float, tolerance: float) -> bool
     fits = (apart <= np.maximum(SAME_PLACE * side, 0.5)) & (rows[:, None, 5] == others[None, :, 5])
     fits &= np.abs(rows[:, None, 4] - others[None, :, 4]) <= tolerance
     return bool(fits.any(axis=1).all())
+
+
+def not_checked(exported: Path) -> str:
+    """Return why an exported file was not compared with its weights."""
+    if exported.suffix == ".onnx":
+        return (
+            f"parity not checked: {exported} is 8-bit, which does not repeat its weights' outputs; validate it, i.e. "
+            f"yolokd val model={exported} data=mine.yaml"
+        )
+    return (
+        f"parity not checked: {exported} is no ONNX file; validate it, i.e. yolokd val model={exported} data=mine.yaml"
+    )
 
 
 def _nearest(rows: Array, others: Array, slack: float) -> float:

@@ -78,8 +78,8 @@ class Stages:
         return len(self.points) + 1
 
     def starts(self, epochs: int) -> list[int]:
-        """Return the first epoch of each stage, counted from 0."""
-        return [0, *(round(point * epochs) for point in self.points)]
+        """Return the first epoch of each stage, counted from 0; the first stage has at least one."""
+        return [0, *(max(round(point * epochs), 1) for point in self.points)]
 
     def at(self, epoch: int, epochs: int) -> int:
         """Return the stage of an epoch, both counted from 0."""

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolokd.errors import UserError
 from yolokd.files import save_whole
+from yolokd.trust import refused
 
 LOGGER = logging.getLogger("ultralytics")
 FILE = "kd_state.pt"
@@ -28,10 +30,18 @@ def read_state(path: Path) -> dict[str, Any] | None:
     Returns:
         (dict[str, Any] | None): `version`, `teachers` (fingerprints), `methods` and `epochs` (epoch -> state), or None
             where the file is missing, unreadable or of another version.
+
+    Raises:
+        UserError: If it needs more than torch's restricted loader rebuilds, which no file of ours does.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
+    except Exception as error:
+        if needs := refused(error, path):
+            raise UserError(
+                f"{path} holds more than tensors and numbers ({needs}), so no yolokd run wrote it; take it away, and "
+                f"adapters and gains start anew"
+            ) from error
         return None
     return state if isinstance(state, dict) and state.get("version") == VERSION else None
 
@@ -68,7 +78,10 @@ def write_state(path: Path, epoch: int, state: dict[str, Any], identity: dict[st
         state (dict[str, Any]): Tensors and plain values.
         identity (dict[str, Any]): `teachers` and `methods`; earlier epochs of other teachers or methods are dropped.
     """
-    old = read_state(path) or {}
+    try:
+        old = read_state(path) or {}
+    except UserError:  # not ours, and replaced now
+        old = {}
     epochs = old.get("epochs", {}) if all(old.get(key) == value for key, value in identity.items()) else {}
     epochs = {kept: value for kept, value in epochs.items() if kept < epoch}
     epochs = dict(sorted(epochs.items())[-(KEPT_EPOCHS - 1) :])

@@ -14,6 +14,7 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 from yolokd import config, preflight
 from yolokd.arguments import Configured
 from yolokd.clipping import clip_adapters
+from yolokd.ending import Ending
 from yolokd.errors import UserError
 from yolokd.files import keep_rows, whole_checkpoints
 from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
@@ -25,11 +26,12 @@ from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.teachers.teacher_run import fine_tune
+from yolokd.trust import inspect_file, inspect_start, loading
 from yolokd.unlabeled import no_labels
 from yolokd.unlabeled.feeding import Feeding
 
 
-class Distilling(Configured, Feeding):
+class Distilling(Configured, Ending, Feeding):
     """What distillation adds to an Ultralytics trainer; mixed in before the task's own trainer class.
 
     With `method=none` and `method=ultralytics` every override hands over to the host unchanged; checkpoints are whole
@@ -47,7 +49,7 @@ class Distilling(Configured, Feeding):
         """Train; a teacher is fine-tuned first where asked, and handed to DDP workers where it is an object."""
         try:
             if self.methods and self.args.teacher_epochs and RANK == -1 and not self.resume:
-                with preserved_rng():
+                with preserved_rng(), loading(self.args.kd_safe_load):
                     self.args.teacher = str(fine_tune(self.args.teacher, self.args, self.save_dir.parent))
                     init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
                 self.args.teacher_epochs = 0
@@ -69,9 +71,10 @@ class Distilling(Configured, Feeding):
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """Return the host's model, after a look whether it is of the kind that this trainer trains."""
         try:
-            if cfg is not None:
-                check_kind(cfg, self.kind, str(self.args.model))
-            return as_it_is(super().get_model(cfg=cfg, weights=weights, verbose=verbose), cfg, weights, self.data)
+            with loading(self.args.kd_safe_load, what=f"model={self.args.model}"):
+                if cfg is not None:
+                    check_kind(cfg, self.kind, str(self.args.model))
+                return as_it_is(super().get_model(cfg=cfg, weights=weights, verbose=verbose), cfg, weights, self.data)
         except UserError:
             discard_run(self)
             raise
@@ -107,7 +110,10 @@ class Distilling(Configured, Feeding):
 
     def _setup_train(self) -> None:
         """Set up as the host does, then look at the run before it starts."""
-        super()._setup_train()
+        with loading(self.args.kd_safe_load, what=f"model={self.args.model}", file=str(self.args.model)):
+            if not self.resume:
+                inspect_start(self.args.pretrained)
+            super()._setup_train()
         if self.criterion:
             if self.args.compile:
                 student: Any = unwrap_model(self.model)
@@ -136,6 +142,8 @@ class Distilling(Configured, Feeding):
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as the host does, with the criterion taken off meanwhile: two-branch heads get a new one there."""
         if ckpt is not None and self.resume and RANK in {-1, 0}:
+            if self.best.exists():  # the host opens it at the end, without restriction since it is the run's own
+                inspect_file(str(self.best), self.best)
             keep_rows(self.csv, ckpt.get("epoch", -1) + 1)
         if not self.criterion:
             return super().resume_training(ckpt)
@@ -170,7 +178,9 @@ class Distilling(Configured, Feeding):
         del model.criterion  # out of the host's clipping; the optimizer holds the adapters by itself
         try:
             norms = clip_adapters(model.parameters(), self.criterion.adapters(), scale)
-            if not self.scaler.is_enabled():  # the scaler skips steps by itself
+            if self.scaler.is_enabled():
+                self._guard.see_scale(scale)  # the scaler leaves steps out by itself
+            else:
                 self._guard.check(norms[0] + norms[1], self.optimizer)
             super().optimizer_step()
         finally:
@@ -207,6 +217,7 @@ class Distilling(Configured, Feeding):
             norms = {key: float(self._norms.pop(key, float("nan"))) for key in _NORMS}
             metrics = {**self._blank(metrics), **self.criterion.columns(), **norms}
             self._val_terms = False
+            self._guard.tell()
         super().save_metrics(metrics)
 
     def save_model(self) -> bool:

@@ -38,6 +38,7 @@ def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
     from ultralytics.cfg import merge_equals_args, parse_key_value_pair
 
     from yolokd.config import unknown_key
+    from yolokd.consistency import check_host_values
 
     given: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
@@ -67,7 +68,9 @@ def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"'{word}' needs a value, i.e. {word}={shown}")
         else:
             raise UserError(f"{unknown_key(word, known)}; arguments are written key=value")
-    return {**recipe, **given}
+    values = {**recipe, **given}
+    check_host_values(values)
+    return values
 
 
 def join_braces(words: Sequence[str]) -> list[str]:

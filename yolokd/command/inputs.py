@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
-from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +34,8 @@ def weights(key: str, value: Any, trained: bool = True, torch_only: bool = True)
         torch_only (bool): Whether it must be a `.pt` file; else exported formats are left to Ultralytics.
 
     Returns:
-        (str): The file as Ultralytics finds it; addresses with `://` are returned as they are.
+        (str): The file as Ultralytics finds it. Addresses of `.pt` files are downloaded where Ultralytics would put
+            them; others with `://` are returned as they are.
 
     Raises:
         UserError: If there is no such file, or it is no checkpoint.
@@ -43,7 +44,7 @@ def weights(key: str, value: Any, trained: bool = True, torch_only: bool = True)
 
     text = str(value).strip()
     if "://" in text:
-        return text
+        return _download(key, text) if re.match(r"https?://\S+\.pt([?#]|$)", text) else text
     path = Path(text)
     if not path.suffix and not path.exists():
         path = path.with_name(f"{path.name}.pt")
@@ -52,6 +53,7 @@ def weights(key: str, value: Any, trained: bool = True, torch_only: bool = True)
             raise UserError(
                 f"{key}={text} is an architecture without weights; give trained weights, i.e. {key}=yolov8s.pt"
             )
+        _check_architecture(key, path)
         return str(path)
     if path.is_dir() and torch_only:
         raise UserError(
@@ -66,6 +68,28 @@ def weights(key: str, value: Any, trained: bool = True, torch_only: bool = True)
         return _fetch(key, text, path)
     _check_file(key, found)
     return str(path)
+
+
+def _download(key: str, address: str) -> str:
+    """Let Ultralytics download weights from an address to where its loader would, or say why that does not work."""
+    from ultralytics.utils import SETTINGS
+    from ultralytics.utils.checks import check_file
+
+    from yolokd.config import quiet
+    from yolokd.handover import missing_folders, remove_empty
+
+    made = missing_folders(Path(SETTINGS["weights_dir"]))
+    try:
+        with quiet():
+            found = Path(check_file(address, download_dir=SETTINGS["weights_dir"]))
+    except Exception as error:  # of the network, the address or the disk
+        remove_empty(made)
+        raise UserError(
+            f"{key}={address} could not be downloaded ({reason(error)}); give the path of a file here, i.e. "
+            f"{key}=path/to/best.pt"
+        ) from error
+    _check_file(key, found)
+    return str(found)
 
 
 def _fetch(key: str, text: str, path: Path) -> str:
@@ -95,6 +119,26 @@ def _fetch(key: str, text: str, path: Path) -> str:
     )
 
 
+def _check_architecture(key: str, path: Path) -> None:
+    """Refuse a YAML that describes no model; the host answers with the name of what it missed first."""
+    from ultralytics.nn.tasks import yaml_model_load
+
+    from yolokd.config import quiet
+
+    try:
+        with quiet():
+            content = yaml_model_load(str(path))
+    except Exception as error:  # whatever a file of somebody's makes the reader raise
+        raise UserError(
+            f"{key}={path} cannot be read as an architecture: {reason(error)}; give one, i.e. {key}=yolov8n.yaml"
+        ) from error
+    if missing := [part for part in ("backbone", "head") if not isinstance(content.get(part), list)]:
+        raise UserError(
+            f"{key}={path} is no architecture: it has no list '{missing[0]}:'; give one, i.e. {key}=yolov8n.yaml, or "
+            f"weights, i.e. {key}=yolov8n.pt"
+        )
+
+
 def _check_file(key: str, path: Path) -> None:
     """Refuse what cannot be a checkpoint; the host would delete a damaged file with an official name and fetch it."""
     try:
@@ -111,96 +155,6 @@ def _check_file(key: str, path: Path) -> None:
         raise UserError(
             f"{key}={path} is no PyTorch checkpoint although its name ends in .pt; give a .pt file of a model"
         )
-
-
-def dataset(value: Any, train: bool = True) -> None:
-    """Check a detection dataset: its description, the images, and for training the labels.
-
-    Args:
-        value (Any): What `data=` names: a YAML file, folder, archive or official name, or a list of them.
-        train (bool): Whether the training images need at least one label.
-
-    Raises:
-        UserError: If something is missing; the message names it.
-    """
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            dataset(item, train)
-        return
-    import yaml
-    from ultralytics.data.utils import check_det_dataset
-    from ultralytics.utils import DATASETS_DIR
-
-    from yolokd.config import quiet
-
-    text = str(value)
-    try:
-        with quiet():
-            data = check_det_dataset(text)
-    except ConnectionError as error:
-        raise UserError(
-            f"data={text}: its images are not on this machine and could not be downloaded ({reason(error)})\n"
-            f"put the dataset into {DATASETS_DIR}, or give your own, i.e. data=path/to/mine.yaml"
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        SyntaxError,
-        KeyError,
-        AttributeError,
-        AssertionError,
-        yaml.YAMLError,
-    ) as error:
-        raise UserError(
-            f"data={text} cannot be used: {reason(error)}\n"
-            f"it must be a dataset YAML with path, train, val and names, i.e. data=path/to/mine.yaml"
-        ) from error
-    for split in ("train", "val"):
-        if next(_images(data.get(split)), None) is None:
-            raise UserError(
-                f"data={text}: no images for '{split}:' in {_where(data.get(split))}; check that line and path:"
-            )
-    if train and not any(_labelled(image) for image in _images(data["train"])):
-        first = next(_images(data["train"]))
-        raise UserError(
-            f"data={text}: none of the training images has labels, i.e. {_label(first)} is missing or empty; "
-            f"put a YOLO label file for each image beside images/ into labels/, or learn from a teacher alone, i.e. "
-            f"kd_names=[car,bus]"
-        )
-
-
-def _where(source: Any) -> str:
-    return ", ".join(map(str, source)) if isinstance(source, list) else str(source)
-
-
-def _images(source: Any) -> Iterator[str]:
-    """Yield the image files of a split: a folder, a list in a text file, or several of these."""
-    from ultralytics.data.utils import IMG_FORMATS
-
-    for item in source if isinstance(source, list) else [source] if source else []:
-        path = Path(item)
-        if path.is_dir():
-            names = (os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files)
-        elif path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            names = (str(path.parent / line[2:]) if line.startswith("./") else line.strip() for line in lines)
-        else:
-            continue
-        yield from (name for name in names if name.rpartition(".")[-1].lower() in IMG_FORMATS)
-
-
-def _label(image: str) -> str:
-    """Return the label file that Ultralytics reads for an image."""
-    from ultralytics.data.utils import img2label_paths
-
-    return str(img2label_paths([image])[0])
-
-
-def _labelled(image: str) -> bool:
-    """Return whether an image has a label file with something in it."""
-    label = _label(image)
-    return os.path.isfile(label) and os.path.getsize(label) > 0
 
 
 def run_folder(args: SimpleNamespace) -> Path:

@@ -8,23 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from yolokd.command.grammar import HOST_MISTAKES, parse
-from yolokd.errors import DONE, INTERRUPTED, UserError
+from yolokd.errors import DONE, INTERRUPTED, TERMINATED, UserError
 
 
 def run_train(words: list[str]) -> int:
     """Train a student, with every Ultralytics train argument and ours."""
-    from ultralytics.cfg import TASK2DATA, get_cfg
-    from ultralytics.utils import LOGGER
-
-    from yolokd import config, consistency
-    from yolokd.command import inputs
-    from yolokd.students.kinds import check_kind
+    from yolokd import config, trust
     from yolokd.unlabeled.label_keys import complete
-    from yolokd.unlabeled.sources import check_images
 
     base = config.merged_base()
     given = parse(words, base)
     overrides = complete(config.check(given))
+    with trust.loading(overrides.get(trust.KEY, True)):
+        return _look_and_train(overrides, base)
+
+
+def _look_and_train(overrides: dict[str, Any], base: dict[str, Any]) -> int:
+    """Look at all that checked keys name, then train."""
+    from ultralytics.cfg import TASK2DATA, get_cfg
+    from ultralytics.utils import LOGGER
+
+    from yolokd import config, consistency, trust
+    from yolokd.command import inputs
+    from yolokd.students.kinds import check_kind
+    from yolokd.unlabeled.sources import check_images
+
     resume = overrides.get("resume")
     if resume:
         _prepare_resume(overrides)
@@ -42,7 +50,10 @@ def run_train(words: list[str]) -> int:
             raise UserError(inputs.reason(error)) from error
         consistency.validate(vars(args))
     overrides["model"] = inputs.weights("model", overrides["model"], trained=bool(resume))
+    if isinstance(overrides.get("pretrained"), str):
+        overrides["pretrained"] = inputs.weights("pretrained", overrides["pretrained"])
     _check_teachers(overrides)
+    trust.inspect_start(overrides.get("pretrained"))
     model = load_model(overrides["model"], None)  # by itself: a task that is not the model's is refused below
     kind = check_kind(model.model, name=str(overrides["model"]))
     if task not in {None, model.task}:
@@ -67,6 +78,11 @@ def run_train(words: list[str]) -> int:
 
 def _prepare_resume(overrides: dict[str, Any]) -> None:
     """Read `resume=path` as `resume model=path`, and ask for the checkpoint where none is named."""
+    if not isinstance(overrides["resume"], (str, bool)):
+        raise UserError(
+            f"resume={overrides['resume']} is not valid: it must be the checkpoint of a run, i.e. "
+            f"resume=runs/detect/train/weights/last.pt"
+        )
     if isinstance(overrides["resume"], str):
         overrides["model"], overrides["resume"] = overrides["resume"], True
     if overrides.get("model") is None:
@@ -93,13 +109,17 @@ def load_model(path: str, task: str | None) -> Any:
     """Return the student as a model object of the host."""
     from ultralytics import RTDETR, YOLO
 
+    from yolokd import trust
     from yolokd.command.inputs import ARCHITECTURES, reason
     from yolokd.students.kinds import kind_of
 
     try:
-        if Path(path).suffix in ARCHITECTURES and kind_of(path) == "rtdetr":
-            return RTDETR(path)  # the host's own guess stops at RT-DETR's architectures
-        return YOLO(path, task=task)
+        with trust.loading(what=f"model={path}", file=path):
+            if Path(path).suffix in ARCHITECTURES and kind_of(path) == "rtdetr":
+                return RTDETR(path)  # the host's own guess stops at RT-DETR's architectures
+            return YOLO(path, task=task)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged file makes the loader raise
         raise UserError(f"model={path} cannot be loaded: {reason(error)}") from error
 
@@ -107,31 +127,50 @@ def load_model(path: str, task: str | None) -> Any:
 def _train(model: Any, kind: str, overrides: dict[str, Any], folder: Path | None) -> int:
     """Run the training; `folder` is the run folder to come, which is taken away again where nothing was trained."""
     from yolokd.command.inputs import reason
+    from yolokd.command.signals import Terminated, terminable
+    from yolokd.ending import resumable, way_on
+    from yolokd.handover import missing_folders
     from yolokd.trainers import TRAINERS
 
-    new = folder is not None and not folder.exists()
+    new = missing_folders(folder) if folder is not None else []
     try:
-        model.train(trainer=TRAINERS[kind], **overrides)
+        with terminable():
+            model.train(trainer=TRAINERS[kind], **overrides)
         return DONE
-    except KeyboardInterrupt:
-        last = getattr(model.trainer, "last", None)
-        if last is not None and Path(last).exists():
-            print(f"\ninterrupted; go on with: yolokd train resume model={last}", file=sys.stderr)
-            return INTERRUPTED
-        _discard(folder, new)
-        ways = "; the same command goes on where the teacher's run stopped" if overrides.get("teacher_epochs") else ""
-        print(f"\ninterrupted before a first epoch was saved{ways}", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        why, code = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+        ways = ""
+        if not resumable(model.trainer):
+            _discard(folder, new)
+            ways = "; the same command goes on where the teacher's run stopped" * bool(overrides.get("teacher_epochs"))
+        print(f"\n{way_on(model.trainer, why)}{ways}", file=sys.stderr)
+        return code
     except HOST_MISTAKES as error:
         if hasattr(model.trainer, "train_time_start"):  # the first epoch had begun: no longer about arguments
+            _tell_way_on(model.trainer, error)
             raise
         _discard(folder, new)
         if isinstance(error, UserError):
             raise
         raise UserError(reason(error, lines=2)) from error
+    except Exception as error:
+        _tell_way_on(model.trainer, error)
+        raise
 
 
-def _discard(folder: Path | None, new: bool) -> None:
-    """Take a new run folder away again where it holds no weights."""
+def _tell_way_on(trainer: Any, error: Exception) -> None:
+    """Say how a run that failed can go on, where an epoch of it was saved."""
+    from yolokd.ending import resumable, way_on
+
+    if resumable(trainer) and not getattr(trainer, "complete", False):
+        smaller = " batch=N, smaller than before" * ("out of memory" in str(error).lower())
+        print(f"{way_on(trainer, 'the epochs that are saved stay')}{smaller}", file=sys.stderr)
+
+
+def _discard(folder: Path | None, new: list[Path]) -> None:
+    """Take a new run folder away again where it holds no weights, with the folders made for it."""
+    from yolokd.handover import remove_empty
+
     if new and folder is not None and not any(folder.rglob("*.pt")):
         shutil.rmtree(folder, ignore_errors=True)
+        remove_empty(new)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yolokd import trust
 from yolokd.compare.plan import (
     DEFAULT_METHODS,
     DEFAULT_SEEDS,
@@ -20,9 +21,10 @@ from yolokd.compare.plan import (
     seed_list,
     train_arguments,
 )
+from yolokd.compare.prepare import prepare, scan_labels
 from yolokd.compare.queue import Command, run_queue
 from yolokd.compare.result import CompareResult
-from yolokd.compare.state import State, locked, now, read_json, write_json
+from yolokd.compare.state import State, check_folder, locked, now, read_json, write_json
 from yolokd.errors import UserError
 from yolokd.results import from_compare
 
@@ -85,7 +87,8 @@ def compare(
     """
     arms, numbers, slots = arm_names(methods, controls), seed_list(seeds), devices(device, jobs)
     arguments = train_arguments(train)
-    student, teachers, description = _inputs(model, teacher, data, split, arms)
+    with trust.loading(arguments.get(trust.KEY, True)):
+        student, teachers, description = _inputs(model, teacher, data, split, arms)
     command = _command(
         {"model": model, "teacher": teacher, "data": data, "methods": ",".join(arms), "seeds": seeds, "split": split}
         | {"controls": controls, "jobs": jobs, "device": device, "project": project, "name": name}
@@ -93,10 +96,12 @@ def compare(
     )
     plan = make_plan(student, teachers, description, split, arms, numbers, arguments, command)
     root = _folder(project, name, plan)
+    check_folder(root)
+    scan_labels(plan)
     root.mkdir(parents=True, exist_ok=True)
     with locked(root):
         plan = _settle(root, plan)
-        _prepare(root, plan)
+        prepare(root, plan)
         state = State(root, plan["id"], runs_of(plan))
         if retry:
             state.retry()
@@ -153,7 +158,7 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
     from ultralytics.utils.downloads import attempt_download_asset
 
     from yolokd import config
-    from yolokd.command import inputs
+    from yolokd.command import datasets, inputs
     from yolokd.handover import as_list
     from yolokd.students.kinds import check_detector
     from yolokd.teachers.teacher import load_teacher
@@ -179,7 +184,7 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
     with config.quiet():
         for path in teachers:
             load_teacher(path)
-    inputs.dataset(data)
+    datasets.dataset(data)
     with config.quiet():
         description = check_det_dataset(str(data))
     if not description.get(split):
@@ -212,12 +217,9 @@ def _settle(root: Path, plan: dict[str, Any]) -> dict[str, Any]:
         UserError: If the folder belongs to another comparison, or to something else.
     """
     old = read_json(root / "plan.json")
-    if old is None:
-        if others := [path.name for path in root.iterdir() if path.name not in {"lock", "lock.json"}]:
-            raise UserError(f"{root} holds something else ({others[0]}); choose another name=")
-    elif found := differing(old, plan):
+    if old is not None and (found := differing(old, plan)):
         raise UserError(f"{root} is another comparison: {'; '.join(found)}; choose another name=, or give the same")
-    else:
+    if old is not None:
         known = [arm["name"] for arm in old["arms"]]
         arms = [arm for arm in plan["arms"] if arm["name"] not in known]
         seeds = [seed for seed in plan["seeds"] if seed not in old["seeds"]]
@@ -227,27 +229,6 @@ def _settle(root: Path, plan: dict[str, Any]) -> dict[str, Any]:
         plan["notes"] = list(dict.fromkeys([*old["notes"], *plan["notes"], *note]))
     write_json(root / "plan.json", plan)
     return plan
-
-
-def _prepare(root: Path, plan: Mapping[str, Any]) -> None:
-    """Write the ground truth and Ultralytics' label caches, which parallel runs would write over each other."""
-    from ultralytics.cfg import get_cfg
-    from ultralytics.data.build import build_yolo_dataset
-    from ultralytics.data.utils import check_det_dataset
-
-    from yolokd import config
-    from yolokd.evaluation.evaluate import coco_ground_truth
-
-    arguments = plan["arguments"]
-    if read_json(root / "ground_truth.json") is None:
-        single, classes = bool(arguments.get("single_cls")), arguments.get("classes")
-        write_json(root / "ground_truth.json", coco_ground_truth(plan["data"], plan["split"], single, classes))
-    with config.quiet():
-        description = check_det_dataset(plan["data"])
-        shared = {key: arguments[key] for key in ("fraction", "single_cls", "classes", "imgsz") if key in arguments}
-        for mode in ("train", "val"):
-            cfg: Any = get_cfg(overrides={"task": "detect", "mode": "train", **shared})
-            build_yolo_dataset(cfg, description[mode], batch=1, data=description, mode=mode)
 
 
 def _worker(slots: Sequence[str | None]) -> Command:

@@ -27,7 +27,7 @@ TAKEN = {
     "mode": "leave it out",
     "kd_names": "the arms none and ultralytics learn from labels; train such a student by itself",
 }
-NOT_IDENTITY = {"device", "plots", "verbose", "save_period"}  # what a continued comparison may change
+NOT_IDENTITY = {"device", "plots", "verbose", "save_period", "kd_safe_load"}  # what a continued comparison may change
 
 
 def names(value: Any) -> list[str]:
@@ -245,7 +245,7 @@ def data_hash(data: str, split: str) -> str:
     """
     from ultralytics.data.utils import check_det_dataset, img2label_paths
 
-    from yolokd.command.inputs import _images as images
+    from yolokd.command.datasets import images
     from yolokd.config import quiet
 
     with quiet():

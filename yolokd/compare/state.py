@@ -174,6 +174,20 @@ def tail(path: Path, lines: int = TRACEBACK_LINES) -> str:
         return ""
 
 
+def check_folder(root: Path) -> None:
+    """Refuse a folder that cannot be one of a comparison, before anything is written there.
+
+    Raises:
+        UserError: If it is a file or below one, or holds something else.
+    """
+    above = next(path for path in (root, *root.parents) if path.exists())
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, and the comparison is to be written to {root}; choose another project=")
+    if root.exists() and not (root / "plan.json").exists():
+        if others := [path.name for path in root.iterdir() if path.name not in {"lock", "lock.json"}]:
+            raise UserError(f"{root} holds something else ({others[0]}); choose another name=")
+
+
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the lock of a folder; the system lets go of it when the process ends, however it ends.

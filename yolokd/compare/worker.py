@@ -20,6 +20,7 @@ from yolokd.compare.queue import follow_parent
 from yolokd.compare.state import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer
 from yolokd.imagestream import StreamHash
+from yolokd.trust import KEY, loading
 
 LOGS = {"worker.log", "progress.jsonl", "error.json"}  # what stays where a run begins anew
 
@@ -71,6 +72,7 @@ def train(folder: Path, plan: dict[str, Any], device: str | None) -> dict[str, A
     if epoch is not None:
         last = str(folder / "weights" / "last.pt")
         overrides: dict[str, Any] = {"model": last, "resume": last, "device": device, "save_dir": str(folder)}
+        overrides[KEY] = plan["arguments"].get(KEY, True)
     else:
         wipe(folder)
         arm = next(arm for arm in plan["arms"] if arm["name"] == folder.name)
@@ -133,8 +135,13 @@ def work(folder: Path, device: str | None, shared: bool) -> None:
     folder = folder.resolve()
     teacher = folder.name == "teacher"
     plan = read_json((folder.parent if teacher else folder.parents[1]) / "plan.json")
-    if read_record(folder, plan["id"]):
-        return
+    if not read_record(folder, plan["id"]):
+        with loading(plan["arguments"].get(KEY, True)):
+            _do(folder, plan, device, shared, teacher)
+
+
+def _do(folder: Path, plan: dict[str, Any], device: str | None, shared: bool, teacher: bool) -> None:
+    """Train and evaluate, or evaluate the teacher."""
     record: dict[str, Any] = {"schema": SCHEMA, "plan": plan["id"], "shared_machine": shared}
     if teacher:
         weights = Path(plan["teachers"][-1])

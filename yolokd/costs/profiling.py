@@ -18,6 +18,7 @@ from yolokd import config
 from yolokd.costs.memory import peak_bytes
 from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio, seconds
 from yolokd.errors import UserError
+from yolokd.trust import KEY, loading
 
 PLAIN, BUILT_IN, OURS = "plain training", "built-in distillation", "this run"
 
@@ -145,7 +146,7 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
 
 def _arms(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the arguments of plain training, of the built-in where it takes the pair, and of the run itself."""
-    ours = {name: value for name, value in overrides.items() if name not in config.KEYS}
+    ours = {name: value for name, value in overrides.items() if name not in config.KEYS or name == KEY}
     arms = {PLAIN: {**ours, "method": "none"}}
     teachers = config.teachers(overrides.get("teacher"))
     if teachers and overrides.get("quantize") is None:
@@ -191,9 +192,10 @@ def text(result: Mapping[str, Any]) -> str:
 
 def run_words(words: list[str]) -> int:
     """Run `yolokd profile` with its words and return the exit code."""
-    from yolokd.command import inputs
-    from yolokd.command.grammar import parse
+    from yolokd.command import datasets, inputs
+    from yolokd.command.grammar import HOST_MISTAKES, parse
     from yolokd.errors import DONE
+    from yolokd.teachers.teacher import load_teacher
 
     base = config.merged_base()
     given = config.check(parse(words, base))
@@ -206,12 +208,19 @@ def run_words(words: list[str]) -> int:
     given["teacher"] = found if isinstance(given["teacher"], list) else found[0]
     if not config.methods(given.get("method", config.DEFAULTS["method"])) or given.get("method") == "ultralytics":
         raise UserError(f"method={given['method']}: plain training and the built-in are always measured; name another")
-    with tempfile.TemporaryDirectory(prefix="yolokd-profile-data-") as folder:
+    with tempfile.TemporaryDirectory(prefix="yolokd-profile-data-") as folder, loading(given.get(KEY, True)):
+        for item in found:
+            load_teacher(item)
         if given.get("data") is None:
             given["data"] = str(drawn(Path(folder), found[0], int(given.get("imgsz") or 640), given.get("batch")))
-        inputs.dataset(given["data"])
-        with config.quiet():
-            result = profile(given)
+        datasets.dataset(given["data"])
+        try:
+            with config.quiet():
+                result = profile(given)
+        except UserError:
+            raise
+        except HOST_MISTAKES as error:
+            raise UserError(inputs.reason(error, lines=2)) from error
     print(text(result))
     return DONE
 
@@ -223,7 +232,8 @@ def drawn(folder: Path, teacher: str, imgsz: int, batch: Any) -> Path:
 
     from yolokd.drawn.shapes import draw_dataset
 
-    names = {int(index): str(name) for index, name in load_checkpoint(teacher)[0].names.items()}
+    with loading(what=f"teacher={teacher}", file=teacher):
+        names = {int(index): str(name) for index, name in load_checkpoint(teacher)[0].names.items()}
     count = max(int(batch), 1) if isinstance(batch, (int, float)) and batch >= 1 else 16
     path = draw_dataset(folder / "drawn", images=(count, 2), imgsz=imgsz, classes=min(len(names), 12))
     YAML.save(path, {**YAML.load(path), "names": names, "nc": len(names)})

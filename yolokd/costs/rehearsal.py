@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from ultralytics.utils.torch_utils import autocast
 
+from yolokd.trust import KEY, loading
+
 
 def seconds(device: torch.device) -> float:
     """Return the time now, after what the device still had to do."""
@@ -77,10 +79,13 @@ class Rehearsal:
             "plots": False,
             "val": False,
         }
+        safe = bool(overrides.get(KEY, True))
         if trainer is None:
-            settings["kd_preflight"], trainer = False, trainer_for(overrides)
-        self.trainer: Any = trainer(overrides=settings)
-        self.trainer._setup_train()
+            with loading(safe):
+                settings["kd_preflight"], trainer = False, trainer_for(overrides)
+        with loading(safe):
+            self.trainer: Any = trainer(overrides=settings)
+            self.trainer._setup_train()
         self.trainer._model_train()
         self.trainer.epoch = 0
         self.device: torch.device = self.trainer.device

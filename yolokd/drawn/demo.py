@@ -91,7 +91,7 @@ def run_demo(
     Raises:
         UserError: If a value is out of range, or the folder holds other files in the demo's places.
     """
-    from yolokd import config
+    from yolokd import config, consistency
     from yolokd.drawn.drawing import Drawing
     from yolokd.drawn.picture import draw_picture
     from yolokd.drawn.shapes import draw_dataset
@@ -106,6 +106,9 @@ def run_demo(
         if value < 1:
             raise UserError(f"{key}={value} must be at least 1")
     folder = Path(out).resolve()
+    if not (above := next(path for path in (folder, *folder.parents) if path.exists())).is_dir():
+        raise UserError(f"out={out}: {above} is a file, not a folder; choose another, i.e. out=runs/demo")
+    consistency.check_device(device)
     counts = (images, max(images // 4, 1))
     Drawing(images=counts, imgsz=imgsz, classes=classes)  # so that wrong values are named before anything is printed
     with _phase(f"draw {counts[0]} training and {counts[1]} validation images of {imgsz} pixels, {classes} classes"):
@@ -216,11 +219,11 @@ def _train(name: str, model: str, settings: Mapping[str, Any], truth: Mapping[st
     """
     import torch
     import ultralytics
-    from ultralytics import YOLO
 
     import yolokd
     from yolokd.evaluation.evaluate import evaluate
     from yolokd.trainer import DistillationTrainer
+    from yolokd.trust import open_model
 
     folder = Path(settings["project"]) / settings["name"]
     weights, record = folder / "weights" / "best.pt", folder / "demo.json"
@@ -233,11 +236,11 @@ def _train(name: str, model: str, settings: Mapping[str, Any], truth: Mapping[st
         seconds = done["seconds"] if taken else 0.0
         if not taken:
             start = time.perf_counter()
-            student = YOLO(model)
+            student = open_model(model)
             student.add_callback("on_train_epoch_end", lambda trainer: dot(trainer.epoch + 1, trainer.epochs))
             student.train(**({"trainer": DistillationTrainer} if "method" in settings else {}), **settings)
             seconds = time.perf_counter() - start
-        network: Any = YOLO(weights).model
+        network: Any = open_model(weights).model
         parameters = sum(parameter.numel() for parameter in network.parameters())
         evaluation = evaluate(
             weights, settings["data"], imgsz=settings["imgsz"], ground_truth=truth, device=settings.get("device")

@@ -19,12 +19,13 @@ from yolokd.errors import UserError
 from yolokd.evaluation.coco import Evaluation, bootstrap, score
 from yolokd.pairs.classes import data_classes, match_classes
 from yolokd.rng import preserved_rng
+from yolokd.trust import open_model
 
 __all__ = ("Evaluation", "bootstrap", "coco_ground_truth", "evaluate", "map_classes", "predict", "score")
 
 
 def coco_ground_truth(
-    data: str | Path, split: str = "val", single_cls: bool = False, classes: Sequence[int] | None = None
+    data: str | Path, split: str = "val", single_cls: bool = False, classes: int | Sequence[int] | None = None
 ) -> dict[str, Any]:
     """Build COCO ground truth from the labels of an Ultralytics detection dataset.
 
@@ -36,7 +37,7 @@ def coco_ground_truth(
         data (str | Path): Dataset yaml, or the name of one that Ultralytics knows.
         split (str): Split of the yaml, i.e. `val` or `test`.
         single_cls (bool): Treat all classes as one.
-        classes (Sequence[int], optional): Keep the objects of these class indices only.
+        classes (int | Sequence[int], optional): Keep the objects of these class indices only.
 
     Returns:
         (dict[str, Any]): `info`, `images` (each with its path as `file_name`), `annotations` and `categories`.
@@ -52,7 +53,7 @@ def coco_ground_truth(
         description = check_det_dataset(str(data))
         if not description.get(split):
             raise UserError(f"split={split} is not in data={data}")
-        chosen = None if classes is None else [int(c) for c in classes]
+        chosen = None if classes is None else [int(c) for c in ([classes] if isinstance(classes, int) else classes)]
         cfg: Any = get_cfg(overrides={"task": "detect", "mode": "val", "single_cls": single_cls, "classes": chosen})
         dataset: Any = build_yolo_dataset(cfg, description[split], batch=1, data=description, mode="val")
     names: Mapping[int, str] = {0: "item"} if single_cls else description["names"]
@@ -242,13 +243,12 @@ def _validate(
 def _open(model: str | Path | nn.Module) -> tuple[Any, Any]:
     """Return a model's network (or the path of an exported one) and the validator class that goes with it."""
     from ultralytics.engine.model import Model
-    from ultralytics.models import YOLO
     from ultralytics.models.rtdetr import RTDETRValidator
     from ultralytics.models.yolo.detect import DetectionValidator
     from ultralytics.nn.tasks import RTDETRDetectionModel
 
     if isinstance(model, (str, Path)):
-        model = YOLO(model)
+        model = open_model(model)
     if isinstance(model, Model):
         if model.task != "detect":
             raise UserError(f"task={model.task} of the model is not detect; only detectors can be evaluated")

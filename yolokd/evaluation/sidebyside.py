@@ -55,12 +55,14 @@ def run_words(words: list[str]) -> int:
     """
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from yolokd.command import inputs
+    from yolokd import trust
+    from yolokd.command import datasets, inputs
     from yolokd.command.grammar import HOST_MISTAKES, parse
     from yolokd.config import unknown_key
+    from yolokd.consistency import check_device
     from yolokd.errors import DONE
 
-    known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None}
+    known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None, trust.KEY: True}
     given = parse(words, known)
     for key in ("mode", "task"):
         given.pop(key, None)
@@ -70,12 +72,15 @@ def run_words(words: list[str]) -> int:
     for key in ("model", "data"):
         if given.get(key) is None:
             raise UserError(f"val with teacher= or baseline= needs {key}=, i.e. {key}={EXAMPLES[key]}")
+    safe = trust.take(given)
+    check_device(given.get("device"))
     named = {key: given.pop(key, None) for key in MODELS}
     models = {key: inputs.weights(key, value) for key, value in named.items() if value is not None}
     data, split, imgsz = given.pop("data"), given.pop("split", "val"), given.pop("imgsz", 640)
-    inputs.dataset(data, train=False)
+    datasets.dataset(data, train=False)
     try:
-        table = side_by_side(models, data, split, imgsz, **given)
+        with trust.loading(safe):
+            table = side_by_side(models, data, split, imgsz, **given)
     except UserError:
         raise
     except HOST_MISTAKES as error:

@@ -18,6 +18,7 @@ from yolokd.inspection.scene import Scene, look
 from yolokd.inspection.sheet import Array, Sheet
 from yolokd.inspection.views import PANELS, common_panels, level_notes, method_notes, rankings, region_views
 from yolokd.rng import preserved_rng
+from yolokd.trust import KEY, loading
 
 HOST_KEYS = ("model", "source", "imgsz", "name", "project", "exist_ok", "device", "seed", "conf", "rect")
 EXAMPLE = "yolokd inspect model=yolov8n.pt teacher=yolov8s.pt source=image.jpg method=dfmsd"
@@ -80,7 +81,7 @@ def inspect(
     if methods in {(), ("ultralytics",)}:
         raise UserError(f"method={merged['method']} is none of our methods; give one, i.e. method=dfmsd+pcd")
     consistency.validate(merged)
-    picture = _read_image(Path(_given("source", source)))
+    picture = _read_image(Path(str(_given("source", source))))
     try:
         with config.quiet():
             args = get_cfg(merged, {"mode": "train", "task": "detect"})
@@ -88,7 +89,8 @@ def inspect(
             device = select_device(args.device, verbose=False)
     except (ValueError, TypeError, SyntaxError, AssertionError) as error:
         raise UserError(inputs.reason(error)) from error
-    with preserved_rng(seed=int(args.seed)), torch.no_grad():
+    inputs.run_folder(SimpleNamespace(**{**vars(args), "mode": "inspect"}))
+    with preserved_rng(seed=int(args.seed)), torch.no_grad(), loading(bool(args.kd_safe_load)):
         scene, image, notes = look(model, methods, args, picture, device)
         drawn = sheets(scene, image, str(merged["method"]), notes)
     folder = get_save_dir(
@@ -116,12 +118,14 @@ def _run_of(weights: Path) -> dict[str, Any]:
     path = weights.resolve().parent.parent / "args.yaml"
     if weights.resolve().parent.name != "weights" or not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:160]}") from error
     if not isinstance(content, dict) or "method" not in content:
         return {}
-    kept = {
-        name: value for name, value in content.items() if name in config.KEYS or name in {"imgsz", "seed", "epochs"}
-    }
+    known = {*config.KEYS, "imgsz", "seed", "epochs"} - {KEY}  # whether to trust files is asked anew
+    kept = {name: value for name, value in content.items() if name in known}
     return {**kept, "teacher_epochs": 0}
 
 

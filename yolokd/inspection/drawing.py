@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ MASKED, TEACHER, STUDENT = "#e69f00", "#0072b2", "#d55e00"  # orange, blue and v
 LETTERING = [withStroke(linewidth=1.6, foreground="black")]
 
 
+@rc_context({"text.parse_math": False})  # class names may hold $
 def draw(sheet: Sheet, path: Path) -> None:
     """Write a sheet as a PNG of 1600 pixels width.
 

@@ -24,6 +24,7 @@ from yolokd.taps import Taps, Targets
 from yolokd.teachers.images import sight_of
 from yolokd.teachers.neck import model_strides
 from yolokd.teachers.teacher import Teacher, load_teacher
+from yolokd.trust import open_model
 
 CONFIDENCE, OVERLAP, MOST = 0.25, 0.7, 300  # the host's thresholds and limit in prediction
 
@@ -106,7 +107,7 @@ def look(
     detector = Teacher(load_teacher(args.teacher)[0], identity)
     detector.sight = sight_of(detector, channels, args)
     boxes, probabilities, classes = detect(detector, images, args.conf or CONFIDENCE)
-    criterion = build_criterion(model, [Teacher(teacher_model, identity)], methods, args).eval()
+    criterion = build_criterion(model, [Teacher(teacher_model, identity)], methods, args, boxes=True).eval()
     trained, epoch = load_adapters(criterion, Path(path), identity)
     for modules in criterion.methods.values():
         if epoch is not None:
@@ -143,12 +144,13 @@ def look(
 
 def _student(path: str, teacher: Any) -> tuple[Any, list[str]]:
     """Return the student, with a new head where it knows none of the teacher's classes."""
-    from ultralytics import YOLO
     from ultralytics.nn.tasks import DetectionModel
 
     try:
         with config.quiet():
-            found: Any = YOLO(path)
+            found = open_model(path)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged file makes the loader raise
         raise UserError(f"model={path} cannot be loaded: {inputs.reason(error)}") from error
     model: Any = found.model.float()

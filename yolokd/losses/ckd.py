@@ -180,8 +180,11 @@ class CKDLoss(DistillLoss):
         length = len(self.queue)
         if length == 0:
             return
-        rows = torch.cat((features.detach().to(self.queue.dtype), levels[:, None].to(self.queue.dtype)), dim=1)
-        rows, valid = gathered(rows, valid)
+        features = features.detach().to(self.queue.dtype)
+        finite = features.isfinite().all(1)
+        features = torch.where(finite[:, None], features, torch.zeros_like(features))
+        rows = torch.cat((features, levels[:, None].to(self.queue.dtype)), dim=1)
+        rows, valid = gathered(rows, valid & finite)
         rows, valid = rows[-length:], valid[-length:]
         places = (self.queue_next + torch.arange(len(rows), device=rows.device)) % length
         self.queue[places], self.queue_level[places] = rows[:, :-1], rows[:, -1].long()
@@ -238,6 +241,6 @@ class CKDLoss(DistillLoss):
         if self.training and len(self.queue):
             padded = torch.cat([F.pad(value, (0, self.queue.shape[1] - value.shape[1])) for value in references])
             levels = torch.cat([torch.full_like(index, level) for level, index in enumerate(rows)])
-            self.enqueue(padded, levels, torch.ones_like(levels, dtype=torch.bool))
+            self.enqueue(padded, levels, (padded != 0).any(1))  # zeros stand for a teacher's output that was not finite
         real = real.flatten()
         return {"": (terms * real).sum() / real.sum().clamp_min(1)}

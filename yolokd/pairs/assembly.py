@@ -47,7 +47,9 @@ def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
     return shares
 
 
-def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any) -> DistillationLoss:
+def build_criterion(
+    model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any, boxes: bool = False
+) -> DistillationLoss:
     """Build the distillation criterion of a student; its random streams are left as they were.
 
     Args:
@@ -55,6 +57,7 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
         teachers (Sequence[Teacher]): The teachers in order of their stages, not yet prepared.
         methods (Sequence[str]): Names of the methods.
         args (SimpleNamespace): The run's arguments.
+        boxes (bool): Have the teachers' boxes read even where no method does.
 
     Returns:
         (DistillationLoss): The criterion, on the student's device.
@@ -75,9 +78,9 @@ def build_criterion(model: Any, teachers: Sequence[Teacher], methods: Sequence[s
     for text in dict.fromkeys(str(note.message) for note in noted):
         LOGGER.warning(f"distillation: {text}")
     for teacher in teachers:
-        wanted, boxes = _wanted(model, teacher, methods, args)
+        wanted, read_boxes = _wanted(model, teacher, methods, args)
         read = [branch for branch in teacher.branches if branch in wanted]
-        teacher.prepare(device, read, args.kd_teacher_dtype, boxes, args.kd_compile)
+        teacher.prepare(device, read, args.kd_teacher_dtype, boxes or read_boxes, args.kd_compile)
     points = args.dfmsd_stages if "dfmsd" in methods else []
     criterion = DistillationLoss(
         base=model.init_criterion(),

@@ -66,7 +66,7 @@ def _check(name: str, known: Mapping[str, str], side: str) -> None:
     close = [known[item] for item in get_close_matches(fold(name), known, n=3)]
     shown = list(known.values())
     hint = f"did you mean {' or '.join(close)}?" if close else f"it knows {some(dict(enumerate(shown)))}"
-    raise UserError(f"kd_class_map: {side} has no class '{name}'; {hint}")
+    raise UserError(f"kd_class_map names '{name}', and {side} has no class of that name; {hint}")
 
 
 def some(names: Mapping[int, str]) -> str:

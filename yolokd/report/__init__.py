@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yolokd import trust
 from yolokd.compare.state import SCHEMA, write_json
 from yolokd.errors import UserError
 from yolokd.report import traces, view, words
@@ -108,17 +109,19 @@ def run_report(words: Sequence[str]) -> int:
         UserError: If nothing can be reported.
     """
     folders = [word for word in words if not re.match(r"\w+=", word) or Path(word).is_dir()]
-    options = dict(word.split("=", 1) for word in words if word not in folders)
-    if unknown := set(options) - {"out"}:
-        raise UserError(f"{sorted(unknown)[0]}= is no key of `yolokd report`; there is out=FOLDER")
+    options: dict[str, Any] = dict(word.split("=", 1) for word in words if word not in folders)
+    if unknown := set(options) - {"out", trust.KEY}:
+        raise UserError(f"{sorted(unknown)[0]}= is no key of `yolokd report`; there are out=FOLDER and {trust.KEY}=")
+    safe = trust.take(options)
     if not folders:
         raise UserError("report needs run folders, i.e. yolokd report runs/detect/train runs/detect/train2")
     first = Path(folders[0])
     compared, written = (first / "plan.json").is_file(), (first / NAME).is_file()
-    if len(folders) == 1 and "out" not in options and (compared or written):
-        files = report_runs(folders, first) if compared else write_report(first)
-    else:
-        files = report_runs(folders, options.get("out") or _new_folder(Path("runs") / "report"))
+    with trust.loading(safe):
+        if len(folders) == 1 and "out" not in options and (compared or written):
+            files = report_runs(folders, first) if compared else write_report(first)
+        else:
+            files = report_runs(folders, options.get("out") or _new_folder(Path("runs") / "report"))
     print("\n".join(str(file) for file in files))
     return 0
 

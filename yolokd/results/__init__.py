@@ -126,6 +126,7 @@ def assemble(
     for arm in arms:
         for run in arm["runs"]:
             run.pop("pairing", None)
+            run.pop("repeat", None)
     return strict(
         {
             "schema": SCHEMA,
@@ -159,9 +160,9 @@ def _judge(arms: list[dict[str, Any]], pairs: Mapping[str, Any], bootstrapper: B
 
 
 def _partner(run: Mapping[str, Any], runs: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the run with the same seed and the same arguments, if there is one."""
-    same = (r for r in runs if r["seed"] == run["seed"] and r.get("pairing") == run.get("pairing"))
-    return next(same, None)
+    """Return the run with the same seed and arguments; where both were repeated, the repetition of the same number."""
+    same = [r for r in runs if r["seed"] == run["seed"] and r.get("pairing") == run.get("pairing")]
+    return next((r for r in same if r.get("repeat") == run.get("repeat")), same[0] if same else None)
 
 
 def _pairs(

@@ -14,6 +14,7 @@ from yolokd.config import KEYS
 from yolokd.errors import UserError
 from yolokd.results import PREDICTIONS, WEIGHTS, data_summary
 from yolokd.results.run import RECORDED, empty_run
+from yolokd.trust import KEY as TRUST
 
 # What two runs of a pair may differ in: where and how they ran, and what the comparison is about.
 FREE = {
@@ -34,6 +35,8 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     Raises:
         UserError: If a folder holds no finished run, or the runs are on different data.
     """
+    from yolokd.command.grammar import HOST_MISTAKES
+    from yolokd.command.inputs import reason
     from yolokd.environment import environment
     from yolokd.evaluation.evaluate import coco_ground_truth
 
@@ -48,11 +51,22 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
         shown = ", ".join(sorted(data)) if len(data) > 1 else "one with other single_cls= or classes="
         raise UserError(f"the runs are on different data ({shown}) and cannot be compared; report them apart")
     (description,), first = data, args[paths[0]]
-    truth = coco_ground_truth(description, split, bool(first.get("single_cls")), first.get("classes"))
+    try:
+        truth = coco_ground_truth(description, split, bool(first.get("single_cls")), first.get("classes"))
+    except UserError:
+        raise
+    except (*HOST_MISTAKES, OSError, RuntimeError) as error:
+        raise UserError(
+            f"the data of these runs, data={description}, cannot be read any more: {reason(error)}; a report needs its "
+            f"labels, so put it back where it was"
+        ) from error
     arms: dict[str, dict[str, Any]] = {}
+    seen: dict[str, int] = {}
     for path, own in args.items():
         method = str(own.get("method") or ("ultralytics" if own.get("distill_model") else "none"))
         run = _run(path, own, truth, split, device)
+        again = json.dumps([method, _ours(own), run["pairing"], run["seed"]], sort_keys=True, default=str)
+        run["repeat"] = seen[again] = seen.get(again, -1) + 1
         name = method
         for number in range(2, len(paths) + 2):  # what differs in its own keys or repeats a seed is another arm
             arm = arms.setdefault(name, {"name": name, "method": method, "arguments": _ours(own), "runs": []})
@@ -98,7 +112,10 @@ def _arguments(folder: Path) -> dict[str, Any]:
     for name in ("args.yaml", "weights/best.pt"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is no finished run: {name} is missing; give a folder such as runs/detect/train")
-    args = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
+    try:
+        args = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder}/args.yaml cannot be read: {' '.join(str(error).split())[:160]}") from error
     if isinstance(args, dict) and (task := args.get("task", "detect")) != "detect":
         raise UserError(f"{folder} is a run of task={task}; yolokd report evaluates detection runs")
     if not isinstance(args, dict) or not args.get("data"):
@@ -111,7 +128,7 @@ def _ours(args: dict[str, Any]) -> dict[str, Any]:
     method = args.get("method")
     if method in {None, "none", "ultralytics"}:
         return {}
-    return {key: args[key] for key in KEYS if key in args and key != "method"}
+    return {key: args[key] for key in KEYS if key in args and key not in {"method", TRUST}}
 
 
 def _run(folder: Path, args: dict[str, Any], truth: dict[str, Any], split: str, device: str | None) -> dict[str, Any]:

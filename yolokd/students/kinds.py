@@ -27,7 +27,18 @@ def kind_of(model: Any) -> str:
     """
     from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
 
-    loaded = load_checkpoint(model)[0] if str(model).lower().endswith(".pt") else model
+    from yolokd.command.inputs import reason
+    from yolokd.trust import loading
+
+    loaded = model
+    if str(model).lower().endswith(".pt"):
+        try:
+            with loading(what=f"model={model}", file=str(model)):
+                loaded = load_checkpoint(model)[0]
+        except UserError:
+            raise
+        except Exception as error:  # whatever a file that is no checkpoint makes the loader raise
+            raise UserError(f"model={model} cannot be loaded: {reason(error)}") from error
     cfg = getattr(loaded, "yaml", loaded)
     if not isinstance(cfg, Mapping):
         cfg = yaml_model_load(Path(cfg))

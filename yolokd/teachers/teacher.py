@@ -20,6 +20,7 @@ from yolokd.outputs import Output, View, read_output
 from yolokd.teachers.heads import class_names, reduce_head, skip_boxes, task_of, text_embeddings, why_not_dense
 from yolokd.teachers.images import Sight
 from yolokd.teachers.neck import Neck, input_channels, model_strides, neck_channels
+from yolokd.trust import loading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,14 +37,17 @@ def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[
         fingerprint (str): First 16 hex digits of the SHA-256 of its parameters and buffers.
 
     Raises:
-        UserError: If the file cannot be read or holds no detector.
+        UserError: If the file cannot be read, needs more than the restricted loader rebuilds, or holds no detector.
     """
     if isinstance(source, nn.Module):
         model, label = deepcopy(source).float(), type(source).__name__
     else:
         label = str(source)
         try:
-            model = load_checkpoint(source)[0]
+            with loading(what=f"{key}='{label}'", file=label):
+                model = load_checkpoint(source)[0]
+        except UserError:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{key}='{label}' cannot be loaded: {reason}") from error

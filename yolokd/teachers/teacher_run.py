@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
@@ -12,6 +13,7 @@ from ultralytics.utils.checks import check_model_file_from_stem
 
 from yolokd.errors import UserError
 from yolokd.students.kinds import SAID, kind_of
+from yolokd.trust import inspect_file, loading
 
 SHARED = ("data", "imgsz", "batch", "device", "workers", "seed", "fraction", "single_cls", "amp", "cache", "rect")
 
@@ -46,19 +48,26 @@ def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
         number += 1
         run = folder / f"{name}-{number}"
     best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
-    if last.exists():
-        epoch = load_checkpoint(last)[1].get("epoch", -1)
+    if last.exists() and not is_zipfile(last):  # the host writes in place, so a kill can cut it off
+        LOGGER.warning(f"teacher_epochs={args.teacher_epochs}: {last} is cut off; the teacher's run starts anew")
+    elif last.exists():
+        with loading(what=str(last), file=last):
+            epoch = load_checkpoint(last)[1].get("epoch", -1)
         if epoch == -1 and best.exists():
             LOGGER.info(f"teacher_epochs={args.teacher_epochs}: reusing the fine-tuned teacher {best}")
             return best
         if epoch >= 0:
             LOGGER.info(f"teacher_epochs={args.teacher_epochs}: resuming the teacher's run {run}")
+            if best.exists():  # the host opens it at the end, without restriction since it is the run's own
+                inspect_file(str(best), best)
             model = YOLO(last)
             model.add_callback("on_pretrain_routine_start", lambda trainer: _remember(trainer, str(weights)))
             model.train(resume=True)
             return best
     LOGGER.info(f"teacher_epochs={args.teacher_epochs}: fine-tuning the teacher on {args.data} in {run}")
-    YOLO(weights).train(project=str(folder), name=run.name, exist_ok=True, plots=False, **{**wanted, "model": weights})
+    with loading(what=f"teacher={teacher}", file=str(weights)):
+        model = YOLO(weights)
+    model.train(project=str(folder), name=run.name, exist_ok=True, plots=False, **{**wanted, "model": weights})
     return best
 
 

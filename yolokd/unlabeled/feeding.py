@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ultralytics.data.utils import get_split_fraction
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
 
+from yolokd.command.datasets import data_fault
+from yolokd.compat import get_split_fraction
 from yolokd.errors import UserError
 from yolokd.unlabeled import no_labels, sources
 from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, shares
@@ -57,10 +58,10 @@ class Feeding(_Host):
             )
         self.args.kd_unlabeled = self.args.kd_unlabeled and sources.absolute(self.args.kd_unlabeled)
         if not self.args.kd_names:
-            return super().get_dataset()
+            return self._described()
         given, described = self.args.data, sources.is_description(self.args.data)
         self.args.data = given if described else sources.absolute(given)
-        data = super().get_dataset() if described else self.args.data
+        data = self._described() if described else self.args.data
         names, folder = no_labels.class_names(self.args.kd_names), self.save_dir if RANK in {-1, 0} else None
         self.data = no_labels.describe(data, names, self.args.split, folder)
         if self.unevaluated:
@@ -71,14 +72,42 @@ class Feeding(_Host):
             )
         return self.data
 
+    def _described(self) -> dict[str, Any]:
+        """Return the host's description of the data, or say what is wrong with it."""
+        given = self.args.data
+        try:
+            return super().get_dataset()
+        except RuntimeError as error:
+            if fault := data_fault(error, f"data={given}"):
+                raise fault from error
+            raise
+
     def _stride(self) -> int:
         model: Any = unwrap_model(self.model)
         return max(int(model.stride.max()), 32)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build the host's dataset, or that of images without labels."""
+        """Build the host's dataset, or that of images without labels; say what is wrong where nothing is usable."""
         if self._dataset is not None:
             return self._dataset
+        try:
+            dataset = self._built(img_path, mode, batch)
+        except (RuntimeError, ValueError) as error:
+            if fault := None if isinstance(error, UserError) else data_fault(error, f"data={self.args.data}"):
+                raise fault from error
+            raise
+        labels = getattr(dataset, "labels", None)
+        if mode == "train" and self.methods and not self.args.kd_names and labels is not None:
+            if not any(len(label["cls"]) for label in labels):
+                among = f" of classes={self.args.classes}" if self.args.classes is not None else ""
+                raise UserError(
+                    f"data={self.args.data}: none of the training images has labels{among}; put a YOLO label file for "
+                    f"each image beside images/ into labels/, or learn from a teacher alone, i.e. kd_names=[car,bus]"
+                )
+        return dataset
+
+    def _built(self, img_path: str, mode: str, batch: int | None) -> Any:
+        """Return the dataset of a split, as the host builds it or without labels."""
         if not self.args.kd_names:
             return super().build_dataset(img_path, mode, batch)
         data, split = self.data, self.args.split
@@ -127,7 +156,7 @@ class Feeding(_Host):
             with torch_distributed_zero_first(rank):
                 labeled = self.build_dataset(dataset_path, mode, own)
         with torch_distributed_zero_first(rank):
-            unlabeled = build_unlabeled(self.args, files, batch_size, data, self._stride())
+            unlabeled = self._unlabeled(files, batch_size, data)
         text = "".join(f"; {count} {name} among them are left out" for name, count in left_out.items())
         LOGGER.info(
             f"kd_unlabeled: {len(unlabeled)} images without labels join {len(labeled)} with labels, {other} and {own} "
@@ -138,6 +167,15 @@ class Feeding(_Host):
             for part, n in ((labeled, own), (unlabeled, other))
         ]
         return JoinedLoader(loaders[0], loaders[1], steps)
+
+    def _unlabeled(self, files: list[str], batch: int, data: dict[str, Any]) -> Any:
+        """Return the dataset of the images of `kd_unlabeled`, or say that none can be read."""
+        try:
+            return build_unlabeled(self.args, files, batch, data, self._stride())
+        except RuntimeError as error:
+            if fault := data_fault(error, f"kd_unlabeled={self.args.kd_unlabeled}"):
+                raise fault from error
+            raise
 
     def _unlabeled_files(self, labeled: Any) -> tuple[list[str], dict[str, int]]:
         """Return the images of `kd_unlabeled` beside a labelled dataset, and how many were left out and why."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from ultralytics.utils import YAML
 
-from yolokd.command.inputs import _images, _labelled, reason
+from yolokd.command.datasets import images, labelled
+from yolokd.command.inputs import reason
 from yolokd.errors import UserError
 from yolokd.pairs.classes import fold, match_classes
 from yolokd.unlabeled.sources import files, train_split
@@ -38,7 +39,7 @@ def describe(data: Any, names: Mapping[int, str], split: str, folder: Path | Non
     """
     if isinstance(data, dict):
         old = {fold(name) for name in data["names"].values()}
-        labeled = any(_labelled(file) for file in _images(data.get(split)))
+        labeled = any(labelled(file) for file in images(data.get(split)))
         known = data["names"] if labeled and old & {fold(name) for name in names.values()} else {}
         described = {**data, "names": dict(names), "nc": len(names), LABELS: known}
     else:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.command.inputs import _images as images
-from yolokd.command.inputs import dataset, reason
+from yolokd.command.datasets import dataset, images
+from yolokd.command.inputs import reason
 from yolokd.errors import UserError
 
 REST = "rest"
@@ -65,9 +65,17 @@ def files(value: Any, key: str) -> list[str]:
     Raises:
         UserError: If there are none.
     """
-    found = sorted({os.path.abspath(file) for file in images(train_split(value, key))})
+    split = train_split(value, key)
+    try:
+        found = sorted({os.path.abspath(file) for file in images(split)})
+    except UserError as error:
+        raise UserError(f"{key}={value}: {error}") from None
     if not found:
         raise UserError(f"{key}={value}: there are no images in it; give a folder of images, i.e. {key}=path/to/images")
+    if not any(os.path.exists(file) for file in found):
+        raise UserError(
+            f"{key}={value}: none of the images listed is there, i.e. {found[0]} is missing; check the list"
+        )
     return found
 
 

@@ -1,0 +1,31 @@
+"""The releases of the host that we support: one range, said in words where it is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from yolokd.command import info
+from yolokd.compat import SUPPORTED, get_split_fraction, warn_outside
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_range_is_that_of_the_package() -> None:
+    wanted = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"ultralytics{SUPPORTED}"' in wanted
+    assert info.SUPPORTED["ultralytics"] == SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("version", "outside"), [("8.4.104", False), ("8.4.190", False), ("8.4.95", True), ("9.0", True)]
+)
+def test_a_release_outside_is_said_and_goes_on(version: str, outside: bool, said: list[str]) -> None:
+    assert warn_outside(version) == outside
+    assert any(f"ultralytics {version} is outside" in text and "pip install" in text for text in said) == outside
+
+
+def test_a_fraction_is_that_of_the_training_images() -> None:
+    assert get_split_fraction(0.3, "train") == 0.3
+    assert get_split_fraction(0.3, "val") == 1.0

@@ -1,0 +1,96 @@
+"""Modes that Ultralytics runs by itself: their keys and weights are looked at, then its own command line starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from yolokd.command.grammar import HOST_MISTAKES, WORDS_OF_TASK, host_keys, join_braces, parse
+from yolokd.errors import DONE, UserError
+
+DATA_MODES = {"val", "benchmark"}
+
+
+def hand_over(mode: str) -> Callable[[list[str]], int]:
+    """Return the function that runs a mode of `yolo` as it is."""
+
+    def run(words: list[str]) -> int:
+        import ultralytics.cfg as host
+
+        from yolokd import trust
+        from yolokd.command import datasets, inputs
+        from yolokd.config import KEYS
+        from yolokd.handover import remove_empty
+
+        known = host_keys()
+        given = parse(words, {**known, trust.KEY: True})
+        asked, safe = trust.KEY in given, trust.take(given)
+        check_host_keys(given, known, mode, KEYS)
+        file = ""
+        if given.get("model") is not None:
+            file = inputs.weights("model", given["model"], trained=False, torch_only=False)
+        if mode in DATA_MODES and given.get("data") is not None:
+            datasets.dataset(given["data"], train=False)
+        folders = _new_folders(given, mode)
+        if asked:  # else the host gets them as they are
+            words = [word for word in host.merge_equals_args(join_braces(words)) if not _names_trust(word)]
+        before, host.ARGV[:] = list(host.ARGV), ["yolo", mode, *words]  # the list that the host reads; may be sys.argv
+        try:
+            with trust.loading(safe, what=f"model={given.get('model')}", file=file), trust.only_weights(safe):
+                host.entrypoint()
+        except Exception as error:
+            for made in folders:
+                remove_empty(made)
+            if isinstance(error, RuntimeError) and "device string" in str(error):
+                raise UserError(f"device={given.get('device')} is none; i.e. device=cpu or device=0") from error
+            if isinstance(error, HOST_MISTAKES) and not isinstance(error, UserError):
+                raise UserError(inputs.reason(error, lines=2)) from error
+            raise
+        finally:
+            host.ARGV[:] = before
+        return DONE
+
+    return run
+
+
+def _new_folders(given: Mapping[str, Any], mode: str) -> list[list[Path]]:
+    """Return the folders that the host may make for its output, by task, which it only knows from the model."""
+    from ultralytics.cfg import get_save_dir
+
+    from yolokd.handover import missing_folders
+
+    places = {key: given.get(key) for key in ("project", "name")} | {
+        "exist_ok": bool(given.get("exist_ok")),
+        "mode": mode,
+    }
+    places = {
+        key: str(value) if key in {"project", "name"} and value is not None else value for key, value in places.items()
+    }
+    return [missing_folders(get_save_dir(SimpleNamespace(task=task, **places))) for task in WORDS_OF_TASK]
+
+
+def _names_trust(word: str) -> bool:
+    """Return whether a word gives our key for opening weights, which the host does not know."""
+    from yolokd.trust import KEY
+
+    return word.removeprefix("--").removesuffix(",").split("=")[0].strip() == KEY
+
+
+def check_host_keys(given: Mapping[str, Any], known: Mapping[str, Any], mode: str, ours: Mapping[str, Any]) -> None:
+    """Refuse keys that a mode of the host does not have."""
+    from ultralytics.cfg import check_dict_alignment
+
+    from yolokd.config import quiet, unknown_key
+
+    for key, value in given.items():
+        if key in ours:
+            raise UserError(f"{key}={value} is a key of `yolokd train`, not of `yolokd {mode}`; leave it out")
+        if key in known:
+            continue
+        try:
+            with quiet():
+                check_dict_alignment(dict(known), {key: value})
+        except SyntaxError:
+            raise UserError(unknown_key(key, known)) from None

@@ -1,0 +1,42 @@
+"""What the runs of a comparison share on disk: ground truth and label caches, made before the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yolokd.compare.state import read_json, write_json
+
+
+def prepare(root: Path, plan: Mapping[str, Any]) -> None:
+    """Write the ground truth."""
+    from yolokd.evaluation.evaluate import coco_ground_truth
+
+    arguments = plan["arguments"]
+    if read_json(root / "ground_truth.json") is None:
+        single, classes = bool(arguments.get("single_cls")), arguments.get("classes")
+        write_json(root / "ground_truth.json", coco_ground_truth(plan["data"], plan["split"], single, classes))
+
+
+def scan_labels(plan: Mapping[str, Any]) -> None:
+    """Let Ultralytics write its label caches, which parallel runs would write over each other, or find them useless."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.build import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    from yolokd import config
+    from yolokd.command.datasets import data_fault
+
+    arguments = plan["arguments"]
+    with config.quiet():
+        description = check_det_dataset(plan["data"])
+        shared = {key: arguments[key] for key in ("fraction", "single_cls", "classes", "imgsz") if key in arguments}
+        for mode in ("train", "val"):
+            cfg: Any = get_cfg(overrides={"task": "detect", "mode": "train", **shared})
+            try:
+                build_yolo_dataset(cfg, description[mode], batch=1, data=description, mode=mode)
+            except (RuntimeError, ValueError) as error:
+                if fault := data_fault(error, f"data={plan['data']}"):
+                    raise fault from error
+                raise

@@ -1,0 +1,33 @@
+"""The releases of the host that we support, and what older ones of them have not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+from ultralytics import __version__
+from ultralytics.data import utils
+from ultralytics.utils import LOGGER
+
+SUPPORTED = ">=8.4.104,<9"  # as in pyproject.toml; older criteria return their items as a tensor without names
+
+
+def get_split_fraction(fraction: Any, split: str) -> Any:
+    """Return the share or number of a split's images to use; before 8.4.140 a fraction meant training images alone."""
+    if hasattr(utils, "get_split_fraction"):
+        return utils.get_split_fraction(fraction, split)
+    return fraction if split == "train" else 1.0
+
+
+def warn_outside(version: str = __version__) -> bool:
+    """Say it where the host's release is none of those that we support; return whether it was said."""
+    if SpecifierSet(SUPPORTED).contains(version, prereleases=True):
+        return False
+    LOGGER.warning(
+        f"ultralytics {version} is outside {SUPPORTED}, the releases that yolokd was tried with; what fails may be due "
+        f"to that. Fix: pip install 'ultralytics{SUPPORTED}'"
+    )
+    return True
+
+
+__all__ = ["SUPPORTED", "get_split_fraction", "warn_outside"]
