@@ -36,5 +36,11 @@ if deed == "hang":
     except KeyboardInterrupt:
         (folder / "stopped").touch()
         sys.exit(130)
-time.sleep(float(plan.get("pause", 0)))
+if deed == "meet":  # go on once all runs are at work
+    limit = time.monotonic() + 60
+    while len((root / "started.txt").read_text(encoding="utf-8").splitlines()) < len(plan["fake"]):
+        if time.monotonic() > limit:
+            sys.exit(4)
+        time.sleep(0.02)
+
 write_json(folder / "run.json", {"schema": 1, "plan": plan["id"], "metrics": {"ap": 0.5}})

@@ -274,16 +274,16 @@ def mean_precision(run: Path) -> float:
 def test_precision_of_runs_that_were_hit_is_within_the_spread_of_unbroken_ones(tmp_path: Path) -> None:
     """Five seeds each, of a student with some training behind it; 99 % interval of one more unbroken run."""
     runs = Runs(tmp_path, draw_dataset(tmp_path / "shapes", images=(400, 100), imgsz=64, seed=0, classes=3))
-    recipe = "imgsz=64 batch=16 nbs=16 optimizer=AdamW lr0=0.002 warmup_epochs=1 mosaic=0.0 scale=0.2".split()
+    recipe = "imgsz=64 batch=8 nbs=8 optimizer=AdamW lr0=0.002 warmup_epochs=1 mosaic=0.0 scale=0.2".split()
     found: dict[str, list[float]] = {"unbroken": [], "hit": []}
     try:
         made = {}
-        for name, width, epochs in (("strong", 0.25, 30), ("weak", 0.125, 10)):
+        for name, width, epochs in (("strong", 0.25, 40), ("weak", 0.125, 40)):
             model = architecture(tmp_path / f"yolov8n-{name}.yaml", width)
             code, folder, log = runs.train(name, None, *recipe, f"model={model}", f"epochs={epochs}", "method=none")
             assert code == 0, log.read_text()[-2000:]
             made[name] = folder / "weights" / "best.pt"
-        words = [*recipe, f"model={made['weak']}", f"teacher={made['strong']}", "dfmsd_stages=[]", "epochs=8"]
+        words = [*recipe, f"model={made['weak']}", f"teacher={made['strong']}", "dfmsd_stages=[]", "epochs=6"]
         for seed in range(5):
             code, folder, log = runs.train(f"unbroken{seed}", None, *words, f"seed={seed}")
             assert code == 0, log.read_text()[-2000:]
@@ -292,7 +292,7 @@ def test_precision_of_runs_that_were_hit_is_within_the_spread_of_unbroken_ones(t
             fault = {
                 "kind": draw.choice(("SIGKILL", "SIGTERM", "SIGINT")),
                 "moment": "loss",
-                "epoch": draw.randint(1, 7),
+                "epoch": draw.randint(1, 5),
             }
             code, folder, log = runs.train(f"hit{seed}", fault, *words, f"seed={seed}")
             assert code == CODES[str(fault["kind"])]
@@ -303,7 +303,7 @@ def test_precision_of_runs_that_were_hit_is_within_the_spread_of_unbroken_ones(t
         runs.close()
     print(found)
     middle, spread = statistics.mean(found["unbroken"]), statistics.stdev(found["unbroken"])
-    assert middle > 0.1
+    assert middle > 0.05 and spread < middle / 3
     reach = 4.604 * spread * math.sqrt(1 + 1 / 5)  # Student's t, 4 degrees of freedom
     assert all(abs(value - middle) <= reach for value in found["hit"])
 

@@ -102,11 +102,14 @@ def test_another_thread_leaves_signals_alone() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_ends_by_sigterm_as_ever() -> None:
+    reader, writer = os.pipe()
     with terminable():
         pid = os.fork()
         if pid == 0:
+            os.write(writer, b"!")
             time.sleep(20)
             os._exit(0)
+        os.read(reader, 1)  # Python forgets signals that come while it forks
         os.kill(pid, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
 

@@ -140,7 +140,7 @@ def test_the_students_own_size_gives_the_same_values_to_the_bit() -> None:
 
 def test_an_enlarged_image_teaches_what_the_teacher_says_of_it() -> None:
     """At twice the size the teacher's second level lies on the student's first: cell by cell its own output."""
-    _, criterion = tiny_criterion("pcd", "yolov8n", "yolov8n", teacher_imgsz=128)
+    _, criterion = tiny_criterion("bckd", "yolov8n", "yolov8n", teacher_imgsz=128)
     images = tiny_batch()["img"]
     larger = torch.nn.functional.interpolate(images, size=(128, 128), mode="bilinear", align_corners=False)
     model = tiny_model("yolov8n", seed=2)

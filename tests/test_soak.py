@@ -24,9 +24,9 @@ def thirds(values: list[float]) -> tuple[float, float]:
 
 
 def lines_by_epoch(log: str) -> list[int]:
-    """Return how many lines the log has for each epoch, without the states of progress bars that were written over."""
-    text = re.sub(r"[^\n]*\r", "", log.replace("\x1b[K", "\r"))
-    return [part.count("\n") for part in re.split(r"\n\s+Epoch\s+GPU_mem", text)[1:]]
+    """Return how many lines the log has for each epoch; of progress bars, which move by time, the full ones count."""
+    parts = re.split(r"\n\s+Epoch\s+GPU_mem", log.replace("\x1b[K", "").replace("\r", "\n"))[1:]
+    return [sum(bool(line.strip()) and "─" not in line for line in part.split("\n")) for part in parts]
 
 
 @pytest.mark.slow
