@@ -405,7 +405,7 @@ def test_an_export_that_differs_is_a_failure(parity, code, files, monkeypatch, c
 
 
 def test_demo_takes_its_parameters_as_keys(monkeypatch, capsys):
-    import yolokd
+    import yolokd.drawn
 
     seen = []
     fake = ModuleType("yolokd.drawn.demo")
@@ -416,7 +416,7 @@ def test_demo_takes_its_parameters_as_keys(monkeypatch, capsys):
 
     fake.run_demo = run_demo  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "yolokd.drawn.demo", fake)
-    monkeypatch.setattr(yolokd, "demo", fake, raising=False)
+    monkeypatch.setattr(yolokd.drawn, "demo", fake, raising=False)
     assert cli.main(["demo", "epochs=3", "share=1", "quick", "folder=x y"]) == 0
     assert seen == [(3, 0, 1, True, "x y")]
     for words, part in ((["epoch=3"], "epochs=10"), (["epochs=x"], "epochs=x"), (["epochs=True"], "epochs=True")):

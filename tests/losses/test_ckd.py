@@ -263,7 +263,8 @@ def test_alignment_takes_scale_and_offset_of_the_channels_away() -> None:
     pair = random_pair()
     student, teacher = random_taps(pair, sizes=LARGE)
     targets = random_targets(student)
-    moved = replace(teacher, feats=[feat * 3 + 5 for feat in teacher.feats])
+    scales = [torch.linspace(0.1, 9, feat.shape[1]).view(1, -1, 1, 1) for feat in teacher.feats]
+    moved = replace(teacher, feats=[feat * scale + 5 for feat, scale in zip(teacher.feats, scales)])
     for align, same in ((True, True), (False, False)):
         module = CKDLoss(pair, regions=12, align=align).eval()
         values = [module(student, taps, targets) for taps in (teacher, moved)]
