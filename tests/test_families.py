@@ -125,4 +125,9 @@ def test_a_short_training(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in plain.modules())
     exported = YOLO(trainer.last).export(format="onnx", imgsz=settings["imgsz"], simplify=False)
     parity = check_export(trainer.last, exported)
-    assert parity.ok or student in EXPORTED_OTHERWISE, parity.summary()
+    if student in EXPORTED_OTHERWISE:
+        untouched = weights(student, False)
+        path = YOLO(untouched).export(format="onnx", imgsz=settings["imgsz"], simplify=False)
+        assert not check_export(untouched, path).ok  # once the host exports it right, this cell is like the others
+    else:
+        assert parity.ok, parity.summary()

@@ -129,6 +129,16 @@ def test_a_helper_knows_neither_the_host_nor_a_loss(helper):
     assert not any(name.startswith("yolokd.losses.") and name != "yolokd.losses.base" for name in names)
 
 
+@pytest.mark.parametrize("room", ["criterion", "trainers"])
+def test_what_trains_does_not_know_the_command_line(room):
+    """Nor does anything that it imports, at whatever depth."""
+    code = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, f"yolokd.{room}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    known = [name for name in done.stdout.split() if name.startswith("yolokd.command.") or name == "yolokd.cli"]
+    assert not known
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "yolokd").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_each_module_has_one_sentence_and_a_loss_is_not_crowded(path):
     text = path.read_text(encoding="utf-8")

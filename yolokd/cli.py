@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from yolokd.command.datasets import data_fault
 from yolokd.command.grammar import HOST_MISTAKES, host_keys, parse
 from yolokd.command.hosted import check_host_keys, hand_over
 from yolokd.command.train import load_model, run_train
+from yolokd.datasets import data_fault
 from yolokd.errors import DONE, FAILED, INTERRUPTED, MISTAKE, UserError
 
 
@@ -39,6 +39,7 @@ def run_export(words: list[str]) -> int:
     from yolokd.command import inputs
     from yolokd.config import KEYS
     from yolokd.export import export_and_check
+    from yolokd.messages import reason
     from yolokd.parity import not_checked
 
     known = host_keys()
@@ -59,7 +60,7 @@ def run_export(words: list[str]) -> int:
         with trust.loading(safe):
             path, parity = export_and_check(model, given)
     except HOST_MISTAKES as error:
-        raise UserError(inputs.reason(error, lines=2)) from error
+        raise UserError(reason(error, lines=2)) from error
     print(parity.summary() if parity is not None else not_checked(path))
     print(f"exported: {path}")
     return DONE if parity is None or parity.ok else FAILED

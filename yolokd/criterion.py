@@ -16,7 +16,7 @@ from yolokd.losses.base import DistillLoss
 from yolokd.outputs import Output, read_output
 from yolokd.pairs.link import Link
 from yolokd.schedule import Schedule, Stages
-from yolokd.students.query_task import task_of
+from yolokd.students.query_task import task_for
 from yolokd.taps import Taps, Targets
 from yolokd.teachers.ensemble import confidence_weights
 from yolokd.teachers.precision import beside
@@ -94,7 +94,7 @@ class DistillationLoss(nn.Module):
 
     def set_base(self, base: Any) -> None:
         """Take a task criterion in place of the one so far."""
-        self.task = task_of(base)
+        self.task = task_for(base)
 
     def replay_through(self, head: nn.Module) -> None:
         """Measure gradients through the head run once more, as a compiled student needs it."""

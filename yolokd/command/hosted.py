@@ -19,10 +19,11 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
     def run(words: list[str]) -> int:
         import ultralytics.cfg as host
 
-        from yolokd import trust
-        from yolokd.command import datasets, inputs
+        from yolokd import datasets, trust
+        from yolokd.command import inputs
         from yolokd.config import KEYS
         from yolokd.handover import remove_empty
+        from yolokd.messages import reason
 
         known = host_keys()
         given = parse(words, {**known, trust.KEY: True})
@@ -46,7 +47,7 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
             if isinstance(error, RuntimeError) and "device string" in str(error):
                 raise UserError(f"device={given.get('device')} is none; i.e. device=cpu or device=0") from error
             if isinstance(error, HOST_MISTAKES) and not isinstance(error, UserError):
-                raise UserError(inputs.reason(error, lines=2)) from error
+                raise UserError(reason(error, lines=2)) from error
             raise
         finally:
             host.ARGV[:] = before

@@ -11,17 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from yolokd.errors import UserError
+from yolokd.messages import reason
 
 ARCHITECTURES = {".yaml", ".yml"}
-
-
-def reason(error: BaseException, lines: int = 1) -> str:
-    """Return the first lines of an exception's message as one plain line, without colours and symbols."""
-    from ultralytics.utils import remove_colorstr
-
-    text = "".join(c for c in remove_colorstr(str(error)) if c.isascii() or c.isalpha())
-    kept = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return " ".join(kept[:lines]) or type(error).__name__
 
 
 def weights(key: str, value: Any, trained: bool = True, torch_only: bool = True) -> str:

@@ -30,6 +30,7 @@ def _look_and_train(overrides: dict[str, Any], base: dict[str, Any]) -> int:
 
     from yolokd import config, consistency, trust
     from yolokd.command import inputs
+    from yolokd.messages import reason
     from yolokd.students.kinds import check_kind
     from yolokd.unlabeled.sources import check_images
 
@@ -47,7 +48,7 @@ def _look_and_train(overrides: dict[str, Any], base: dict[str, Any]) -> int:
             with config.quiet():
                 args = get_cfg(base, dict(overrides))
         except HOST_MISTAKES as error:
-            raise UserError(inputs.reason(error)) from error
+            raise UserError(reason(error)) from error
         consistency.validate(vars(args))
     overrides["model"] = inputs.weights("model", overrides["model"], trained=bool(resume))
     if isinstance(overrides.get("pretrained"), str):
@@ -110,7 +111,8 @@ def load_model(path: str, task: str | None) -> Any:
     from ultralytics import RTDETR, YOLO
 
     from yolokd import trust
-    from yolokd.command.inputs import ARCHITECTURES, reason
+    from yolokd.command.inputs import ARCHITECTURES
+    from yolokd.messages import reason
     from yolokd.students.kinds import kind_of
 
     try:
@@ -126,10 +128,10 @@ def load_model(path: str, task: str | None) -> Any:
 
 def _train(model: Any, kind: str, overrides: dict[str, Any], folder: Path | None) -> int:
     """Run the training; `folder` is the run folder to come, which is taken away again where nothing was trained."""
-    from yolokd.command.inputs import reason
     from yolokd.command.signals import Terminated, terminable
     from yolokd.ending import resumable, way_on
     from yolokd.handover import missing_folders
+    from yolokd.messages import reason
     from yolokd.trainers import TRAINERS
 
     new = missing_folders(folder) if folder is not None else []

@@ -157,8 +157,8 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils.downloads import attempt_download_asset
 
-    from yolokd import config
-    from yolokd.command import datasets, inputs
+    from yolokd import config, datasets
+    from yolokd.command import inputs
     from yolokd.handover import as_list
     from yolokd.students.kinds import check_detector
     from yolokd.teachers.teacher import load_teacher

@@ -163,8 +163,8 @@ def make_plan(
     from ultralytics.cfg import get_cfg
 
     from yolokd import config, consistency
-    from yolokd.command import inputs
     from yolokd.environment import environment
+    from yolokd.messages import reason
 
     arguments = {"model": model, "data": data, **{k: v for k, v in train.items() if k != "device"}}
     described = []
@@ -178,7 +178,7 @@ def make_plan(
             with config.quiet():
                 checked = get_cfg(config.merged_base(), {**arguments, **own})
         except (SyntaxError, TypeError, ValueError) as error:
-            raise UserError(inputs.reason(error)) from error
+            raise UserError(reason(error)) from error
         consistency.validate(vars(checked))
         described.append({"name": name, "method": name, "arguments": own})
     fingerprint = identify(arguments, teachers, split)
@@ -245,8 +245,8 @@ def data_hash(data: str, split: str) -> str:
     """
     from ultralytics.data.utils import check_det_dataset, img2label_paths
 
-    from yolokd.command.datasets import images
     from yolokd.config import quiet
+    from yolokd.datasets import images
 
     with quiet():
         description = check_det_dataset(data)

@@ -26,7 +26,7 @@ def scan_labels(plan: Mapping[str, Any]) -> None:
     from ultralytics.data.utils import check_det_dataset
 
     from yolokd import config
-    from yolokd.command.datasets import data_fault
+    from yolokd.datasets import data_fault
 
     arguments = plan["arguments"]
     with config.quiet():

@@ -192,9 +192,11 @@ def text(result: Mapping[str, Any]) -> str:
 
 def run_words(words: list[str]) -> int:
     """Run `yolokd profile` with its words and return the exit code."""
-    from yolokd.command import datasets, inputs
+    from yolokd import datasets
+    from yolokd.command import inputs
     from yolokd.command.grammar import HOST_MISTAKES, parse
     from yolokd.errors import DONE
+    from yolokd.messages import reason
     from yolokd.teachers.teacher import load_teacher
 
     base = config.merged_base()
@@ -220,7 +222,7 @@ def run_words(words: list[str]) -> int:
         except UserError:
             raise
         except HOST_MISTAKES as error:
-            raise UserError(inputs.reason(error, lines=2)) from error
+            raise UserError(reason(error, lines=2)) from error
     print(text(result))
     return DONE
 

@@ -55,12 +55,13 @@ def run_words(words: list[str]) -> int:
     """
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from yolokd import trust
-    from yolokd.command import datasets, inputs
+    from yolokd import datasets, trust
+    from yolokd.command import inputs
     from yolokd.command.grammar import HOST_MISTAKES, parse
     from yolokd.config import unknown_key
     from yolokd.consistency import check_device
     from yolokd.errors import DONE
+    from yolokd.messages import reason
 
     known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None, trust.KEY: True}
     given = parse(words, known)
@@ -84,7 +85,7 @@ def run_words(words: list[str]) -> int:
     except UserError:
         raise
     except HOST_MISTAKES as error:
-        raise UserError(inputs.reason(error, lines=2)) from error
+        raise UserError(reason(error, lines=2)) from error
     print(show(table))
     return DONE
 

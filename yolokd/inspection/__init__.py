@@ -17,6 +17,7 @@ from yolokd.inspection.drawing import draw
 from yolokd.inspection.scene import Scene, look
 from yolokd.inspection.sheet import Array, Sheet
 from yolokd.inspection.views import PANELS, common_panels, level_notes, method_notes, rankings, region_views
+from yolokd.messages import reason
 from yolokd.rng import preserved_rng
 from yolokd.trust import KEY, loading
 
@@ -88,7 +89,7 @@ def inspect(
             args.imgsz = check_imgsz(args.imgsz, max_dim=1)
             device = select_device(args.device, verbose=False)
     except (ValueError, TypeError, SyntaxError, AssertionError) as error:
-        raise UserError(inputs.reason(error)) from error
+        raise UserError(reason(error)) from error
     inputs.run_folder(SimpleNamespace(**{**vars(args), "mode": "inspect"}))
     with preserved_rng(seed=int(args.seed)), torch.no_grad(), loading(bool(args.kd_safe_load)):
         scene, image, notes = look(model, methods, args, picture, device)

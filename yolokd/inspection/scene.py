@@ -11,10 +11,10 @@ import torch
 from torchvision.ops import batched_nms
 
 from yolokd import config
-from yolokd.command import inputs
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.inspection.sheet import Array
+from yolokd.messages import reason
 from yolokd.outputs import View, read_output
 from yolokd.pairs.assembly import build_criterion
 from yolokd.pairs.classes import data_classes, match_classes
@@ -152,7 +152,7 @@ def _student(path: str, teacher: Any) -> tuple[Any, list[str]]:
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes the loader raise
-        raise UserError(f"model={path} cannot be loaded: {inputs.reason(error)}") from error
+        raise UserError(f"model={path} cannot be loaded: {reason(error)}") from error
     model: Any = found.model.float()
     check_detector(model, path, "inspects")
     label = f"Student {Path(path).name}, teacher {Path(str(getattr(teacher, 'pt_path', 'teacher'))).name}."

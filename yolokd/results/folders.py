@@ -36,9 +36,9 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
         UserError: If a folder holds no finished run, or the runs are on different data.
     """
     from yolokd.command.grammar import HOST_MISTAKES
-    from yolokd.command.inputs import reason
     from yolokd.environment import environment
     from yolokd.evaluation.evaluate import coco_ground_truth
+    from yolokd.messages import reason
 
     paths = [path for folder in folders for path in _expand(folder.resolve())]
     paths = list(dict.fromkeys(paths))

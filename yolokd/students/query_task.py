@@ -56,7 +56,7 @@ class QueryTask(Task):
         return self.labelled
 
 
-def task_of(base: Any) -> Task:
+def task_for(base: Any) -> Task:
     """Return the task of a criterion of the host, which assigns anchors or matches queries."""
     return QueryTask(base) if hasattr(base, "matcher") else Task(base)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -87,8 +86,3 @@ def neck_channels(model: Any, channels: int) -> tuple[int, ...]:
         channels (int): Input channels.
     """
     return tuple(int(feat.shape[1]) for feat in neck_maps(model, channels))
-
-
-def pixels(feats: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """Return height and width of each map."""
-    return [(int(feat.shape[-2]), int(feat.shape[-1])) for feat in feats]

@@ -11,8 +11,8 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
 
-from yolokd.command.datasets import data_fault
 from yolokd.compat import get_split_fraction
+from yolokd.datasets import data_fault
 from yolokd.errors import UserError
 from yolokd.unlabeled import no_labels, sources
 from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, shares

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from ultralytics.utils import YAML
 
-from yolokd.command.datasets import images, labelled
-from yolokd.command.inputs import reason
+from yolokd.datasets import images, labelled
 from yolokd.errors import UserError
+from yolokd.messages import reason
 from yolokd.pairs.classes import fold, match_classes
 from yolokd.unlabeled.sources import files, train_split
 

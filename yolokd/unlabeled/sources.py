@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.command.datasets import dataset, images
-from yolokd.command.inputs import reason
+from yolokd.datasets import dataset, images
 from yolokd.errors import UserError
+from yolokd.messages import reason
 
 REST = "rest"
 DESCRIPTIONS = {".yaml", ".yml"}

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yolokd.command.inputs import reason
 from yolokd.errors import UserError
+from yolokd.messages import reason
 
 
 def dataset(value: Any, train: bool = True) -> None:
