@@ -21,6 +21,7 @@ import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from yolokd import config
+from yolokd.costs.profiling import peak
 from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio
 from yolokd.environment import environment
 
@@ -64,7 +65,7 @@ def main(words: list[str]) -> None:
         device = rehearsals[HOST].device
         taken = in_turn({name: each.step for name, each in rehearsals.items()}, device, rounds)
         started = start_times({name: arms[name] for name in (BUILT_IN, names[0])}, folder, starts)
-        peaks = {name: peak(settings, folder) for name, settings in arms.items()} if memory else {}
+        peaks = {name: peak(settings, folder, device) for name, settings in arms.items()} if memory else {}
     result = {
         "what": "median seconds of a training step by turns; ratios are medians over rounds",
         "arguments": {**given, "model": Path(given["model"]).name, "teacher": Path(teacher).name},
@@ -93,15 +94,6 @@ def main(words: list[str]) -> None:
         )
     for name, values in result["start_seconds"].items():
         print(f"start to first step: {name:10} {values} s")
-
-
-def peak(settings: dict[str, Any], folder: str) -> int:
-    """Return the peak memory of a few steps in a new process."""
-    code = "import sys, json\nfrom yolokd.costs import profiling as p\nprint(p.steps_peak(*json.loads(sys.argv[1])))"
-    found = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([settings, folder])], capture_output=True, text=True, check=True
-    )
-    return int(found.stdout.split()[-1])
 
 
 def start_times(arms: dict[str, dict[str, Any]], folder: str, count: int) -> dict[str, list[float]]:

@@ -45,9 +45,8 @@ def check_step(model: Any, criterion: Any, batch: dict[str, Any]) -> dict[str, f
     return terms
 
 
-def check_neck(model: Any, methods: list[str]) -> None:
+def check_neck(model: Any, methods: list[str], batch: dict[str, Any]) -> None:
     """Check that each method's own term acts on the neck."""
-    batch = tiny_batch()
     preds = model(batch["img"])
     loss, _ = model.loss(batch, preds)
     feats = read_output(preds).feats
@@ -63,7 +62,7 @@ def test_every_method_acts_on_every_head(head: str) -> None:
     assert criterion.methods["mgd"][0].pair.student_reg_max == (1 if head in WITHOUT_BINS else 16)
     terms = check_step(model, criterion, tiny_batch())
     assert all(term > 0 for term in terms.values()), terms
-    check_neck(model, methods)
+    check_neck(model, methods, tiny_batch())
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_every_head_teaches_every_head(student: str, teacher: str) -> None:
     model, criterion, methods = joined(student, teacher, kd_gain="auto")
     terms = check_step(model, criterion, tiny_batch())
     assert all(term > 0 for term in terms.values()), terms
-    check_neck(model, methods)
+    check_neck(model, methods, tiny_batch())
 
 
 @pytest.mark.slow

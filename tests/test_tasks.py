@@ -28,7 +28,7 @@ from tests.task_data import (
     task_data,
     task_model,
 )
-from tests.test_heads import check_step
+from tests.test_heads import check_neck, check_step
 from tests.tiny import overrides_for, rows, tiny_args, tiny_criterion
 from yolokd import TRAINERS, cli, preflight
 from yolokd.criterion import DistillationLoss
@@ -94,18 +94,7 @@ def test_every_method_that_suits_acts_on_a_student_of_the_task(family: str, task
     assert set(items) == plain | {f"{name}_loss" for name in methods}
     terms = check_step(model, criterion, task_batch(task))
     assert all(term > 0 for term in terms.values()), terms
-    check_neck_of(model, task, methods)
-
-
-def check_neck_of(model: Any, task: str, methods: list[str]) -> None:
-    """Check that each method's own term acts on the neck."""
-    batch = task_batch(task)
-    preds = model(batch["img"])
-    loss, _ = model.loss(batch, preds)
-    feats = read_output(preds).feats
-    for name, term in zip(methods, loss[-len(methods) :]):
-        grads = torch.autograd.grad(term, feats, retain_graph=True, allow_unused=True)
-        assert any(grad is not None and bool(grad.any()) for grad in grads), name
+    check_neck(model, methods, task_batch(task))
 
 
 @pytest.mark.parametrize("task", ["segment", pytest.param("pose", marks=pytest.mark.slow), "obb"])

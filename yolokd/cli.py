@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (Sequence[str], optional): Words after `yolokd`; the process's own if not given.
 
     Returns:
-        (int): Exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
+        (int): Exit code: 0 done, 1 failure, 2 the user's mistake, 130 interrupted, 143 terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["help"]
     try:

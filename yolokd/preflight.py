@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ultralytics.utils.metrics import ap_per_class
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolokd.costs.rehearsal import in_turn, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.pairs.classes import data_classes, match_classes
@@ -198,18 +199,16 @@ def _cost(trainer: Any, batch: dict[str, Any]) -> None:
     distilled = model.criterion
     distilled.clock.step = 1
     distilled.calibration = None  # measuring takes time in a few steps only
-    seconds = {}
-    for name, criterion in (("plain", distilled.task.base), ("distilled", distilled)):
+
+    def step(criterion: Any) -> None:
         del model.criterion
         model.criterion = criterion
-        for _ in range(2):  # the first is a warm-up
-            start = time.perf_counter()
-            model(batch)[0].sum().backward()
-            if trainer.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name] = time.perf_counter() - start
-    ratio = seconds["distilled"] / seconds["plain"]
-    LOGGER.info(f"{PREFIX}a step takes about {ratio:.1f} times as long as in plain training")
+        model(batch)[0].sum().backward()
+
+    arms = {"plain": partial(step, distilled.task.base), "distilled": partial(step, distilled)}
+    taken = in_turn(arms, trainer.device, rounds=1, warmup=1)
+    times = ratio(taken, "distilled", "plain")
+    LOGGER.info(f"{PREFIX}a step takes about {times:.1f} times as long as in plain training")
 
 
 class Beside(nn.Module):

@@ -133,7 +133,7 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
         for _ in range(rounds + 2):
             step()
         watch.next_step()
-        peaks = {name: _peak(settings, folder, device) if memory else None for name, settings in arms.items()}
+        peaks = {name: peak(settings, folder, device) if memory else None for name, settings in arms.items()}
     return {
         "device": str(device),
         "parts": {name: median(values[1:]) for name, values in watch.parts.items()},
@@ -154,7 +154,7 @@ def _arms(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {**arms, OURS: dict(overrides)}
 
 
-def _peak(settings: Mapping[str, Any], folder: str, device: torch.device) -> int:
+def peak(settings: Mapping[str, Any], folder: str, device: torch.device) -> int:
     """Return the peak memory of some steps in bytes, in a process of their own where there is no counter to reset."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -185,8 +185,8 @@ def text(result: Mapping[str, Any]) -> str:
         rows.append((name, f"{value * 1e3:.1f}", f"{value / whole:.0%}", f"{value / plain:.2f}"))
     arms = [("step", "ms", "x plain", "peak memory")]
     for name, step in result["steps"].items():
-        peak = f"{step['peak_bytes'] / 2**30:.2f} GB" if step["peak_bytes"] else ""
-        arms.append((name, f"{step['seconds'] * 1e3:.1f}", f"{step['ratio']:.2f}", peak))
+        shown = f"{step['peak_bytes'] / 2**30:.2f} GB" if step["peak_bytes"] else ""
+        arms.append((name, f"{step['seconds'] * 1e3:.1f}", f"{step['ratio']:.2f}", shown))
     return f"{table(rows)}\n\n{table(arms)}\n\nmedians on {result['device']}; the steps of the second table took turns"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import torch
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from yolokd.taps import Taps, Targets
 
@@ -54,8 +54,7 @@ def pseudo_targets(
     limit = boxes.new_tensor((size[1], size[0]) * 2)
     boxes = torch.minimum(boxes.clamp_min(0), limit)
     group = image * teacher.logits.shape[-1] + best[image, anchor]  # boxes of other images or classes do not compete
-    apart = boxes + (group * (max(size) + 1)).to(boxes.dtype).unsqueeze(-1)
-    kept = nms(apart, probability[image, anchor], OVERLAP).sort().values  # image by image again
+    kept = batched_nms(boxes, probability[image, anchor], group, OVERLAP).sort().values  # image by image again
     if one_each:
         positives = torch.zeros_like(positives)
         positives[image[kept], anchor[kept]] = True
