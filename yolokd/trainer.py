@@ -21,6 +21,7 @@ from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
 from yolokd.pairs.assembly import build_criterion
 from yolokd.rng import preserved_rng
 from yolokd.state import FILE, find_state, forget_adapters, write_state
+from yolokd.students.inherited import start_from_teacher
 from yolokd.students.kinds import check_kind
 from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
@@ -74,6 +75,7 @@ class Distilling(Configured, Ending, Feeding):
             with loading(self.args.kd_safe_load, what=f"model={self.args.model}"):
                 if cfg is not None:
                     check_kind(cfg, self.kind, str(self.args.model))
+                self._random_start = weights is None and not self.resume
                 return as_it_is(super().get_model(cfg=cfg, weights=weights, verbose=verbose), cfg, weights, self.data)
         except UserError:
             discard_run(self)
@@ -93,6 +95,10 @@ class Distilling(Configured, Ending, Feeding):
         loaded = [load_teacher(source) for source in self.teacher_objects or as_list(self.args.teacher)]
         if self.args.kd_names:
             no_labels.ready([teacher for teacher, _ in loaded], self.data["names"], self.args.kd_class_map)
+        if not self.resume:
+            start_from_teacher(
+                model, [teacher for teacher, _ in loaded], self.data["names"], self.args, self._random_start
+            )
         check = self.args.kd_preflight and not self.resume and RANK in {-1, 0}
         teachers = [Teacher(teacher, identity) for teacher, identity in loaded]
         if check:

@@ -1,0 +1,194 @@
+"""Students that start from a selection of their teacher's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_model
+from yolokd.errors import UserError
+from yolokd.students.channels import Slice, channel_flow, matching
+from yolokd.students.inherited import same_family, select_weights, start_from_teacher
+
+CLASSES = {index: index for index in range(len(NAMES))}
+JOINED = {12: (9, 6), 15: (12, 4), 18: (15, 12), 21: (18, 9)}  # yolov8: block behind each concatenation, what is joined
+
+
+def input_parts(model: Any, name: str, width: int) -> list[int]:
+    """Return the widths that are joined before a layer of a yolov8, from its architecture."""
+    _, index, *rest = name.split(".")
+    layer = model.model[int(index)]
+    if rest[:2] == ["cv1", "conv"] and int(index) in JOINED:
+        return [model.model[source].cv2.conv.out_channels for source in JOINED[int(index)][:1]] + [
+            width - model.model[JOINED[int(index)][0]].cv2.conv.out_channels
+        ]
+    if rest[:2] == ["cv2", "conv"] and type(layer).__name__ == "C2f":
+        return [layer.c] * (2 + len(layer.m))
+    if rest[:2] == ["cv2", "conv"] and type(layer).__name__ == "SPPF":
+        return [layer.cv1.conv.out_channels] * 4
+    return [width]
+
+
+def widened(small: Any, large: Any) -> Any:
+    """Return the large yolov8 with weights that make it the small one's function.
+
+    Every channel stands as often as the widths' ratio says, weights are divided by it, and what deeper blocks add is
+    multiplied by zero.
+    """
+    own = dict(small.named_modules())
+    with torch.no_grad():
+        for name, module in large.named_modules():
+            if name not in own:
+                continue
+            for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                source = getattr(own[name], key)
+                if value.ndim:
+                    source = source.repeat_interleave(value.shape[0] // source.shape[0], 0)
+                if value.ndim == 4 and isinstance(module, nn.Conv2d):
+                    theirs = input_parts(large, name, value.shape[1])
+                    mine = input_parts(small, name, source.shape[1])
+                    pieces = source.split(mine, 1)
+                    columns = [
+                        piece.repeat_interleave(width // piece.shape[1], 1) / (width // piece.shape[1])
+                        for piece, width in zip(pieces, theirs)
+                    ]
+                    rest = value.shape[1] - sum(column.shape[1] for column in columns)
+                    source = torch.cat([*columns, torch.zeros(len(value), rest, *value.shape[2:])], 1)
+                value.copy_(source)
+    return large
+
+
+def raw(model: Any, image: torch.Tensor) -> torch.Tensor:
+    """Return a detector's decoded output."""
+    with torch.no_grad():
+        output: torch.Tensor = model.eval()(image)[0]
+    return output
+
+
+@pytest.mark.parametrize("scale", ["yolov8s", "yolov8l"])
+def test_a_widened_and_deepened_student_is_found_again(scale: str) -> None:
+    """A teacher that is the student with each channel several times gives back the student's very function.
+
+    yolov8s has twice the channels except in some layers, yolov8l four times, but twice at stride 32, and more blocks.
+    """
+    image = torch.rand(2, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0)).double()
+    original, student = tiny_model(seed=1).double(), tiny_model(seed=3).double()
+    teacher = widened(original, tiny_model(scale, seed=2).double())
+    torch.testing.assert_close(raw(teacher, image), raw(original, image), rtol=1e-5, atol=1e-5)
+    assert (raw(student, image) - raw(original, image)).abs().max() > 1e-2
+    assert select_weights(student, teacher, CLASSES) == 1.0
+    torch.testing.assert_close(raw(student, image), raw(original, image), rtol=1e-5, atol=1e-5)
+
+
+def test_channels_of_a_joined_input_by_hand() -> None:
+    """Two of four channels of one layer, then one of three of another that begins at 4; unknown origins: evenly."""
+
+    def by_hand(own: Any, theirs: Any, wanted: int, available: int) -> tuple[list[int], list[float]]:
+        columns, ratios = matching(own, theirs, wanted, available)
+        return columns.tolist(), ratios.tolist()
+
+    own = (Slice("a", 0, 2, 2), Slice("b", 0, 1, 1))
+    theirs = (Slice("a", 0, 4, 4), Slice("b", 0, 3, 3))
+    assert by_hand(own, theirs, 3, 7) == ([0, 2, 4], [2, 2, 3])
+    assert by_hand(own, (Slice("b", 0, 3, 3), Slice("a", 0, 4, 4)), 3, 7) == ([3, 5, 0], [2, 2, 3])
+    evenly_spaced = ([0, 2, 4], [pytest.approx(7 / 3)] * 3)
+    assert by_hand(None, theirs, 3, 7) == evenly_spaced
+    assert by_hand(own, (Slice("a", 0, 7, 7),), 3, 7) == evenly_spaced  # b is not there
+    halves = (Slice("a", 0, 1, 2), Slice("a", 1, 2, 2))
+    deeper = (Slice("a", 0, 3, 6), Slice("a", 3, 6, 6), Slice("m", 0, 3, 3))
+    assert by_hand(halves, deeper, 2, 9) == ([0, 3], [3, 3])
+
+
+def test_class_rows_follow_the_names() -> None:
+    """Matched classes take the teacher's rows, others keep their own."""
+    student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
+    before = student.model[-1].cv3[0][-1].bias.detach().clone()
+    select_weights(student, teacher, {0: 2, 2: 1})
+    theirs = teacher.model[-1].cv3[0][-1].bias
+    after = student.model[-1].cv3[0][-1].bias
+    assert after.tolist() == [theirs[2].item(), before[1].item(), theirs[1].item()]
+
+
+def test_other_numbers_of_classes() -> None:
+    """A teacher of more or fewer classes gives the rows of those that both have; with none in common, no row."""
+    student = tiny_model(seed=1)
+    before = student.model[-1].cv3[0][-1].weight.detach().clone()
+    select_weights(student, tiny_model("yolov8s", seed=2), {})
+    assert torch.equal(before, student.model[-1].cv3[0][-1].weight)
+    for names, classes in ((("a", "b", "c", "d", "square"), {1: 4}), (("square",), {1: 0})):
+        student, teacher = tiny_model(seed=1), tiny_model("yolov8s", names=names, seed=2)
+        assert select_weights(student, teacher, classes) > 0.99
+        own, theirs = student.model[-1].cv3[1][-1], teacher.model[-1].cv3[1][-1]
+        assert own.bias[1] == theirs.bias[classes[1]] and own.bias[0] != theirs.bias[0]
+
+
+@pytest.mark.parametrize(
+    "student, teacher",
+    [
+        ("yolov5n", "yolov5s"),
+        ("yolov8n", "yolov8x"),
+        ("yolo11n", "yolo11m"),
+        ("yolo26n", "yolo26s"),
+        pytest.param("yolov9t", "yolov9s", marks=pytest.mark.slow),
+        pytest.param("yolo12n", "yolo12l", marks=pytest.mark.slow),
+        pytest.param("yolov8n-p2", "yolov8s-p2", marks=pytest.mark.slow),
+    ],
+)
+def test_families(student: str, teacher: str) -> None:
+    """In every family nearly all weights are taken, almost every origin is known, and the models are left clean."""
+    small, large = tiny_model(student, trained=False), tiny_model(teacher, trained=False, seed=5)
+    assert same_family(small, large)
+    large.train()
+    state = {key: value.clone() for key, value in large.state_dict().items()}
+    flow = channel_flow(small)
+    convs = [name for name, module in small.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
+    assert len([name for name in convs if name in flow]) > 0.85 * len(convs)
+    assert select_weights(small, large, CLASSES) > 0.95
+    assert all(torch.equal(state[key], value) for key, value in large.state_dict().items())
+    assert all(module.training for module in large.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
+    assert torch.isfinite(raw(small, torch.rand(1, 3, IMGSZ, IMGSZ))).all()
+
+
+def test_when_a_student_starts_from_its_teacher() -> None:
+    """Random students do by default, others when asked, and another family never."""
+    names, teacher = dict(enumerate(NAMES)), tiny_model("yolov8s", seed=2)
+
+    def changed(init: str, random: bool, teachers: list[Any]) -> bool:
+        student = tiny_model(seed=1)
+        before = student.model[0].conv.weight.detach().clone()
+        start_from_teacher(student, teachers, names, SimpleNamespace(kd_init=init, kd_class_map=None), random)
+        return not torch.equal(before, student.model[0].conv.weight)
+
+    assert changed("auto", True, [teacher]) and changed("teacher", False, [teacher])
+    assert changed("auto", True, [tiny_model("yolo11n"), teacher])
+    assert not changed("auto", False, [teacher]) and not changed("none", True, [teacher])
+    assert not changed("auto", True, [tiny_model("yolo11n")])
+    with pytest.raises(UserError, match="kd_init=teacher needs a teacher of the student's family"):
+        changed("teacher", True, [tiny_model("yolo11n")])
+
+
+@pytest.mark.parametrize("init, takes", [("auto", True), ("none", False)])
+def test_training_starts_there(tmp_path: Path, tiny_data: Path, init: str, takes: bool) -> None:
+    """Before the first step, student and EMA hold the selected weights."""
+    teacher = tiny_model("yolov8s", seed=2)
+    path = save_model(teacher, tmp_path / "teacher.pt")
+    trainer = set_up(tmp_path, tiny_data, model="yolov8n.yaml", teacher=str(path), method="bckd", kd_init=init)
+    wanted = teacher.model[1].conv.weight[::2, ::2] * 2
+    for model in (trainer.model, trainer.ema.ema):
+        assert torch.allclose(model.model[1].conv.weight, wanted) == takes
+
+
+def test_pretrained_students_keep_their_weights(tmp_path: Path, tiny_data: Path) -> None:
+    """A checkpoint as student stays what it is, unless kd_init=teacher."""
+    student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
+    files = {"model": save_model(student, tmp_path / "s.pt"), "teacher": save_model(teacher, tmp_path / "t.pt")}
+    settings = {key: str(path) for key, path in files.items()}
+    for init, wanted in (("auto", student.model[0].conv.weight), ("teacher", teacher.model[0].conv.weight[::2])):
+        trainer = set_up(tmp_path, tiny_data, **settings, method="bckd", kd_init=init)
+        assert torch.equal(trainer.model.model[0].conv.weight, wanted)

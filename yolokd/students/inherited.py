@@ -1,0 +1,153 @@
+"""Students that start from a selection of their teacher's weights in place of random ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.nn.modules.head import Detect
+
+from yolokd.errors import UserError
+from yolokd.pairs.classes import match_classes
+from yolokd.students.channels import channel_flow, evenly, is_depthwise, matching
+from yolokd.teachers.heads import BRANCH_PREFIXES, class_names
+from yolokd.teachers.neck import input_channels
+
+LOGGER = logging.getLogger("ultralytics")
+
+
+def same_family(student: Any, teacher: Any) -> bool:
+    """Return whether two detectors are built of the same kinds of layers, joined in the same way, at any scale."""
+
+    def plan(model: Any) -> list[Any]:
+        return [(type(layer), layer.f) for layer in model.model]
+
+    heads = student.model[-1], teacher.model[-1]
+    same_bins = getattr(heads[0], "reg_max", 0) == getattr(heads[1], "reg_max", 0)
+    return plan(student) == plan(teacher) and same_bins and input_channels(student) == input_channels(teacher)
+
+
+def select_weights(student: Any, teacher: Any, classes: Mapping[int, int]) -> float:
+    """Copy into a student the part of its teacher's weights that fits it, in place.
+
+    Weight selection (Xu et al. 2024, arXiv 2311.18823, section 3): the first layers of each block, and of each layer
+    evenly spaced channels. Beyond the paper, channels are followed through concatenations and splits, so that a layer
+    takes the inputs whose makers were taken, and weights are multiplied by the number of the teacher's channels that
+    each one stands for, which keeps the mean of their sum. Class layers take the rows of the matched classes. Where the
+    teacher is narrower than the student, weights stay as they are.
+
+    Args:
+        student (nn.Module): The student.
+        teacher (nn.Module): A teacher of the same family, not fused.
+        classes (Mapping[int, int]): The teacher's class for each of the student's that it knows.
+
+    Returns:
+        (float): The share of the student's parameters that were taken.
+    """
+    own, theirs = channel_flow(student), channel_flow(teacher)
+    others, class_layers = dict(teacher.named_modules()), _class_layers(student)
+    taken = 0
+    for name, module in student.named_modules():
+        other = others.get(name)
+        if other is None or type(other) is not type(module):
+            continue
+        picks: dict[int, torch.Tensor] = {}
+        rows, ratios = None, None
+        known = own.get(name), theirs.get(name)
+        if isinstance(module, nn.BatchNorm2d) or is_depthwise(module):
+            picks[0], _ = matching(*known, *_widths(module, other, 0))
+        elif isinstance(module, nn.Conv2d) and module.groups == 1:
+            picks[1], ratios = matching(*known, *_widths(module, other, 1))
+        if name in class_layers:
+            rows, picks[0] = (
+                torch.tensor(list(classes), dtype=torch.long),
+                torch.tensor([*classes.values()], dtype=torch.long),
+            )
+        for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if (source := getattr(other, key, None)) is not None:
+                scale = ratios.view(-1, 1, 1) if ratios is not None and key == "weight" else None
+                number = _take(value.detach(), source.detach(), picks, rows, scale)
+                taken += number if isinstance(value, nn.Parameter) else 0
+    return taken / sum(parameter.numel() for parameter in student.parameters())
+
+
+def _widths(module: Any, other: Any, dim: int) -> tuple[int, int]:
+    return module.weight.shape[dim], other.weight.shape[dim]
+
+
+def _take(
+    value: torch.Tensor,
+    source: torch.Tensor,
+    picks: Mapping[int, torch.Tensor],
+    rows: torch.Tensor | None,
+    scale: torch.Tensor | None,
+) -> int:
+    """Copy a tensor from the teacher's of the same name, and return how many numbers were taken.
+
+    Args:
+        value (torch.Tensor): The student's tensor, set in place.
+        source (torch.Tensor): The teacher's.
+        picks (Mapping[int, torch.Tensor]): The teacher's indices along a dimension; evenly spaced ones along others.
+        rows (torch.Tensor | None): The student's rows that are set; all where None.
+        scale (torch.Tensor | None): Factor of what is taken.
+    """
+    wanted = tuple(value.shape) if rows is None else (len(rows), *value.shape[1:])
+    if source.ndim != value.ndim or any(there < here for there, here in zip(source.shape, wanted)):
+        return 0
+    for dim, (size, available) in enumerate(zip(wanted, source.shape)):
+        source = source.index_select(dim, picks.get(dim, evenly(size, available)).to(source.device))
+    if scale is not None:
+        source = source * scale.to(source)
+    if rows is None:
+        value.copy_(source)
+    else:
+        value[rows.to(value.device)] = source.to(value)
+    return source.numel()
+
+
+def _class_layers(model: Any) -> set[str]:
+    """Return the names of the convolutions whose outputs are class logits; none for a head that is no grid's."""
+    head, place = model.model[-1], f"model.{len(model.model) - 1}"
+    names = set()
+    for prefix in BRANCH_PREFIXES.values() if isinstance(head, Detect) else ():
+        for level, tower in enumerate(getattr(head, f"{prefix}cv3", None) or ()):
+            last = [name for name, module in tower.named_modules() if isinstance(module, nn.Conv2d)][-1]
+            names.add(f"{place}.{prefix}cv3.{level}.{last}")
+    return names
+
+
+def start_from_teacher(
+    student: Any, teachers: Sequence[Any], names: Mapping[int, str], args: Any, random: bool
+) -> None:
+    """Let a student start from its teacher's weights where `kd_init` says so, or say why it does not.
+
+    Args:
+        student (nn.Module): The student.
+        teachers (Sequence[nn.Module]): Teachers, not fused; the first one of the student's family is taken.
+        names (Mapping[int, str]): The data's class names.
+        args (Any): The run's arguments.
+        random (bool): Whether the student's weights are random; `kd_init=auto` leaves others as they are.
+
+    Raises:
+        UserError: With `kd_init=teacher` and no teacher of the student's family.
+    """
+    if args.kd_init == "none" or (args.kd_init == "auto" and not random):
+        return
+    teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
+    if teacher is None:
+        if args.kd_init == "teacher":
+            raise UserError(
+                "kd_init=teacher needs a teacher of the student's family, built of the same layers at another scale, "
+                "i.e. yolov8x for yolov8n. Leave kd_init out, or take such a teacher"
+            )
+        return
+    matches = match_classes(names, class_names(teacher), args.kd_class_map)
+    classes = {own: other if isinstance(other, int) else other[0] for own, other in matches}
+    share = select_weights(student, teacher, classes)
+    LOGGER.info(
+        f"distillation: the student starts from its teacher's weights, {share:.0%} of its own are selected from them "
+        "(kd_init=none starts from random ones)"
+    )
