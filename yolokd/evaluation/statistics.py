@@ -238,7 +238,9 @@ def verdict_sentence(
             f"the two are not distinguishable."
         )
     others = f", adjusted for {c.family} methods" if c.family > 1 else ""
-    numbers = f"{change}, {c.n} seeds, p = {_p(c.p if c.p_adjusted is None else c.p_adjusted)}{others}"
+    p = c.p if c.p_adjusted is None else c.p_adjusted
+    assert p is not None  # there are several pairs, and they differ
+    numbers = f"{change}, {c.n} seeds, p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}{others}"
     if c.verdict != "not distinguishable":
         return f"{method} is {c.verdict} than {control}: {numbers}.{closed}"
     if c.seeds_needed is None:
@@ -265,8 +267,3 @@ def _verdict(difference: float, p: float, alpha: float) -> Verdict:
     if p >= alpha:
         return "not distinguishable"
     return "better" if difference > 0 else "worse"
-
-
-def _p(p: float | None) -> str:
-    """Return a p value to two digits."""
-    return "unknown" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"

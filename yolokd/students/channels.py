@@ -43,12 +43,14 @@ class ChannelFlow(TorchFunctionMode):
 
     Attributes:
         inputs (dict[str, Origin]): Origin of the input of each layer where it is known.
+        normalises (dict[str, str]): The convolution right before each normalisation.
     """
 
     def __init__(self) -> None:
         """Start with nothing known."""
         super().__init__()
         self.inputs: dict[str, Origin] = {}
+        self.normalises: dict[str, str] = {}
         self._origins: dict[int, tuple[torch.Tensor, Origin]] = {}  # the tensor is held, so that its id stays its own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -107,24 +109,28 @@ def _cut(origin: Origin, start: int, stop: int) -> Origin:
     return tuple(parts)
 
 
-def channel_flow(model: Any) -> dict[str, Origin]:
+def channel_flow(model: Any) -> ChannelFlow:
     """Return, for each convolution and normalisation of a detector, where its input channels come from.
 
     Args:
         model (nn.Module): A detector of the host; its state is left as it was.
     """
     flow, handles = ChannelFlow(), []
+    makers: dict[int, str] = {}
 
     def before(name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if origin := flow.of(inputs[0]):
                 flow.inputs[name] = origin
+            if id(inputs[0]) in makers and not isinstance(module, CONVS):
+                flow.normalises[name] = makers[id(inputs[0])]
 
         return note
 
     def after(name: str) -> Any:
         def note(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             width = output.shape[1]
+            makers[id(output)] = name
             flow.put(output, flow.of(inputs[0]) if is_depthwise(module) else (Slice(name, 0, width, width),))
 
         return note
@@ -143,7 +149,7 @@ def channel_flow(model: Any) -> dict[str, Origin]:
     finally:
         for handle in handles:
             handle.remove()
-    return flow.inputs
+    return flow
 
 
 @contextmanager

@@ -35,8 +35,9 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int]) -> fl
 
     Weight selection (Xu et al. 2024, arXiv 2311.18823, section 3): the first layers of each block, and of each layer
     evenly spaced channels. Beyond the paper, channels are followed through concatenations and splits, so that a layer
-    takes the inputs whose makers were taken, and weights are multiplied by the number of the teacher's channels that
-    each one stands for, which keeps the mean of their sum. Class layers take the rows of the matched classes. Where the
+    takes the inputs whose makers were taken; and each input counts for the number of the teacher's that it stands for,
+    which keeps the mean of their sum: in the weights where no normalisation follows, else in its statistics, so that
+    the weights keep their size and learn no slower. Class layers take the rows of the matched classes. Where the
     teacher is narrower than the student, weights stay as they are.
 
     Args:
@@ -49,29 +50,39 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int]) -> fl
     """
     own, theirs = channel_flow(student), channel_flow(teacher)
     others, class_layers = dict(teacher.named_modules()), _class_layers(student)
-    taken = 0
-    for name, module in student.named_modules():
+    normalised, taken = set(own.normalises.values()), 0
+    means: dict[str, float] = {}
+    for name, module in sorted(student.named_modules(), key=lambda item: isinstance(item[1], nn.BatchNorm2d)):
         other = others.get(name)
         if other is None or type(other) is not type(module):
             continue
+        known = own.inputs.get(name), theirs.inputs.get(name)
         picks: dict[int, torch.Tensor] = {}
-        rows, ratios = None, None
-        known = own.get(name), theirs.get(name)
+        scale: torch.Tensor | None = None
+        rows = None
         if isinstance(module, nn.BatchNorm2d) or is_depthwise(module):
             picks[0], _ = matching(*known, *_widths(module, other, 0))
         elif isinstance(module, nn.Conv2d) and module.groups == 1:
             picks[1], ratios = matching(*known, *_widths(module, other, 1))
+            means[name] = float(ratios.mean()) if name in normalised else 1.0
+            scale = (ratios / means[name]).view(-1, 1, 1)
         if name in class_layers:
-            rows, picks[0] = (
-                torch.tensor(list(classes), dtype=torch.long),
-                torch.tensor([*classes.values()], dtype=torch.long),
-            )
+            rows = torch.tensor([*classes], dtype=torch.long)
+            picks[0] = torch.tensor([*classes.values()], dtype=torch.long)
         for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if (source := getattr(other, key, None)) is not None:
-                scale = ratios.view(-1, 1, 1) if ratios is not None and key == "weight" else None
-                number = _take(value.detach(), source.detach(), picks, rows, scale)
+                number = _take(value.detach(), source.detach(), picks, rows, scale if key == "weight" else None)
                 taken += number if isinstance(value, nn.Parameter) else 0
+        if isinstance(module, nn.BatchNorm2d):
+            _divide_input(module, means.get(own.normalises.get(name, ""), 1.0))
     return taken / sum(parameter.numel() for parameter in student.parameters())
+
+
+def _divide_input(norm: Any, ratio: float) -> None:
+    """Give a normalisation the statistics with which its output for input / ratio is what it was for input."""
+    if norm.track_running_stats:
+        norm.running_mean /= ratio
+        norm.running_var.copy_(((norm.running_var + norm.eps) / ratio**2 - norm.eps).clamp_min(0))
 
 
 def _widths(module: Any, other: Any, dim: int) -> tuple[int, int]:
