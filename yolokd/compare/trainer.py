@@ -66,14 +66,17 @@ class MeasuringTrainer(DistillationTrainer):
         self.add_callback("on_train_batch_start", MeasuringTrainer._before_step)
         self.add_callback("on_train_batch_end", MeasuringTrainer._after_step)
 
+    def set_model_attributes(self) -> None:
+        """Hash the student as it was given, before a method that starts from the teacher's weights takes them."""
+        model = unwrap_model(self.model)
+        self.measures["initial_hash"] = model_hash(getattr(model, "student_model", model))
+        super().set_model_attributes()
+
     def _setup_train(self) -> None:
-        """Set up, then hash the start or go on with the measures of a run that was interrupted."""
+        """Set up, then go on with the measures of a run that was interrupted."""
         super()._setup_train()
         if self.start_epoch:
             self._resume_measures()
-        else:
-            model = unwrap_model(self.model)
-            self.measures["initial_hash"] = model_hash(getattr(model, "student_model", model))
 
     def _resume_measures(self) -> None:
         """Take up the measures, and bring the data loader to where it was."""

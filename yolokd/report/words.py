@@ -95,7 +95,7 @@ def check_rows(results: view.Results) -> list[tuple[str, str]]:
     checks = results.get("checks") or {}
     asked = (
         ("same_stream", "The arms of a seed saw the same training images"),
-        ("same_initial", "The arms of a seed began with the same weights"),
+        ("same_initial", "The arms of a seed were given the same weights"),
         ("same_epochs", "All finished runs had the same number of epochs"),
     )
     words = {True: "yes", False: "no", None: "not verified"}

@@ -176,7 +176,7 @@ def _pairs(
             continue
         both = f"{run['folder']} and {partner['folder']}"
         differing = [key for key in ("stream_hash", "initial_hash") if _differ(run[key], partner[key])]
-        words = {"stream_hash": "saw different images", "initial_hash": "began with different weights"}
+        words = {"stream_hash": "saw different images", "initial_hash": "were given different weights"}
         if differing:
             reasons = " and ".join(words[key] for key in differing)
             problems.append(f"{both} {reasons}; this pair is left out")
