@@ -16,6 +16,7 @@ import yaml
 
 from tests.tiny import save_model, tiny_model
 from yolokd import UserError, __version__, cli, config
+from yolokd.command import inputs
 from yolokd.losses import LOSSES
 
 
@@ -98,7 +99,7 @@ MISTAKES = [
     ("version now", ["'now' is too much"]),
     ("checks now", ["'now' is too much"]),
     # values
-    ("train kd_share=-1", ["kd_share=-1", "> 0", "kd_share=0.3"]),
+    ("train kd_share=-1", ["kd_share=-1", "> 0", "kd_share=auto"]),
     ("train kd_levels=8", ["kd_levels=8", "list", "[8,16,32]"]),
     ("train method=dfmds", ["method=dfmds", "did you mean dfmsd"]),
     ("train model={student} teacher={teacher} data={data} epochs=many", ["epochs=many", "int"]),
@@ -146,6 +147,7 @@ MISTAKES = [
     ("train model={student} teacher={teacher}", ["data=coco8.yaml", "could not be downloaded", "put the dataset"]),
     ("train model={student} teacher={teacher} data={root}/none.yaml", ["none.yaml", "does not exist"]),
     ("train model={student} teacher={teacher} data={root}/nothing.yaml", ["no images for 'train:'"]),
+    ("train model={student} teacher={teacher} data=[{data},{root}/none.yaml]", ["none.yaml", "does not exist"]),
     ("train model={student} teacher={teacher} data={root}/noval.yaml", ["no images for 'val:'"]),
     ("train model={student} teacher={teacher} data={root}/unlabelled.yaml", ["none of the training images has labels"]),
     ("train model={student} teacher={teacher} data={root}/missing.yaml", ["missing.yaml", "elsewhere"]),
@@ -376,6 +378,10 @@ def test_the_hosts_modes_get_the_words_as_they_are_and_its_list_back(files, monk
     assert seen[1] == ["yolo", "predict", f"model={files.student}", "source", "=", source, "half"]
     assert [words[1] for words in seen[:4]] == ["val", "predict", "track", "benchmark"]
     assert seen[4] == ["yolo", "predict", "detect", f"model={files.student}"]
+    (tmp_path / "best.onnx").write_bytes(b"of whatever kind; the host opens it")
+    for words in (["predict", f"source={source}"], ["predict", f"model={tmp_path / 'best.onnx'}"]):
+        assert cli.main(words) == 0
+        assert seen[-1] == ["yolo", *words]
     assert host.ARGV == before
 
 
@@ -402,6 +408,16 @@ def test_an_export_that_differs_is_a_failure(parity, code, files, monkeypatch, c
     assert seen == [("detect", {"format": "onnx", "half": True, "dynamic": True})]
     printed = capsys.readouterr().out
     assert "best.onnx" in printed and (parity is None or f"parity {parity}" in printed)
+
+
+def test_an_export_without_a_format_is_the_hosts_default(files, monkeypatch, capsys, said):
+    seen = []
+    fake = ModuleType("yolokd.export")
+    fake.export_and_check = lambda model, overrides: (seen.append(overrides), (Path("x"), None))[1]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "yolokd.export", fake)
+    assert cli.main(command("export model={student}", files)) == 0
+    assert seen == [{"format": "torchscript"}]
+    assert any("'format' argument is missing" in message for message in said)
 
 
 def test_demo_takes_its_parameters_as_keys(monkeypatch, capsys):
@@ -505,3 +521,30 @@ def test_a_class_map_is_read_with_and_without_quotes_and_from_a_file(text, files
         assert cli.main(["train", *given, *split, "epochs=3"]) == 0
         assert started[0]["kd_class_map"] == {"car": "automobile", "traffic light": "light"}
         assert started[0]["epochs"] == 3
+
+
+def test_weights_that_the_host_downloads_are_looked_at(files, monkeypatch, tmp_path):
+    from ultralytics.utils import checks, downloads
+
+    monkeypatch.chdir(tmp_path)
+    fetched = {"good": str(files.student), "bad": str(files.root / "text.pt")}
+    monkeypatch.setattr(checks, "check_file", lambda address, **_: fetched[address.rpartition("/")[2][:-3]])
+    assert inputs.weights("teacher", "https://example.org/good.pt") == str(files.student)
+    with pytest.raises(UserError, match="no PyTorch checkpoint"):
+        inputs.weights("teacher", "https://example.org/bad.pt")
+    monkeypatch.setattr(downloads, "attempt_download_asset", lambda path: files.student)
+    assert inputs.weights("teacher", "yolov8x.pt") == str(files.student)
+    monkeypatch.setattr(downloads, "attempt_download_asset", lambda path: tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match="could not be downloaded .the download left no file"):
+        inputs.weights("teacher", "yolov8x.pt")
+
+
+def test_weights_in_the_form_that_torch_wrote_first_are_looked_into(tmp_path):
+    torch.save({"model": None}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert inputs.weights("model", tmp_path / "old.pt") == str(tmp_path / "old.pt")
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    from yolokd.command import info
+
+    assert info.installed("no-such-package-at-all") is None and info.installed("torch")

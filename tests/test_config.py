@@ -36,6 +36,8 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "list[int] >= 1, optional": [8, "8", [8.5], ["a"], [True]],
     "auto | list[float] in [0, 1]": ["manual", 0.5, ["a"], None],
     "auto | float >= 0": ["much", True, None],
+    "auto | float > 0": ["much", True, None],
+    "auto | teacher | none": ["student", 1],
     "mosaic | float in [0.1, 1]": ["end", True, None],
     "constant | cosine": ["linear", 1, None],
     "auto | float32 | bfloat16 | float16": ["bf16", 16, None],
@@ -62,6 +64,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "list[int] >= 1, optional": [[0], [8, -16]],
     "auto | list[float] in [0, 1]": [[1.5], [-0.1, 0.5]],
     "auto | float >= 0": [-1, float("inf")],
+    "auto | float > 0": [0, -1, float("inf")],
     "mosaic | float in [0.1, 1]": [0.05, 1.1],
     "float in [0.05, 0.95]": [0.0, 0.04, 1.0],
     "auto | float in [0.05, 0.95]": [0.0, 0.96, float("nan")],
@@ -154,6 +157,11 @@ def test_a_mapping_file_that_cannot_be_used_is_named(content, message, tmp_path)
     assert str(error.value).startswith(f"kd_class_map={path}") and message in str(error.value)
 
 
+def test_a_mapping_that_is_no_yaml_is_refused():
+    with pytest.raises(UserError, match=r"kd_class_map=\{car: \[\}"):
+        config.check({"kd_class_map": "{car: [}"})
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 64), max_size=4))
 def test_a_list_reads_the_same_as_text(values):
@@ -175,7 +183,7 @@ def test_check_passes_host_keys_on_and_converts_ours():
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("metod", "method=dfmsd+pcd"),
+        ("metod", "method=bckd"),
         ("techer", "teacher="),
         ("dfmsd_ratio", "dfmsd_spatial_ratio=0.4"),
         ("pcd_stage", "pcd_stages=3"),
@@ -240,7 +248,7 @@ def test_methods_refuse(value, part):
         {"teacher": "t", "method": "ultralytics", "distill_model": "t.pt"},
         {"teacher": ["a.pt", "b.pt"], "method": "dfmsd"},
         {"teacher": ["a.pt", "b.pt"], "method": "dfmsd+pcd", "dfmsd_stages": [0.4]},
-        {"teacher": ["a.pt", "b.pt"], "epochs": 2},
+        {"method": "dfmsd+pcd", "teacher": ["a.pt", "b.pt"], "epochs": 2},
         {**TEACHER, "epochs": 1},
         {"teacher": ["a.pt"], "method": "pcd", "teacher_epochs": 5},
         {**TEACHER, "dfmsd_stages": []},
@@ -261,7 +269,7 @@ def test_validate_accepts(good):
 @pytest.mark.parametrize(
     ("bad", "parts"),
     [
-        ({}, ["method=dfmsd+pcd needs a teacher", "teacher=yolov8x.pt", "method=none"]),
+        ({}, ["method=bckd needs a teacher", "teacher=yolov8x.pt", "method=none"]),
         ({"teacher": [], "method": "pcd"}, ["method=pcd needs a teacher"]),
         ({"method": "ultralytics"}, ["method=ultralytics needs a teacher"]),
         ({**TEACHER, "distill_model": "u.pt"}, ["distill_model=u.pt", "leave distill_model out"]),
@@ -270,7 +278,10 @@ def test_validate_accepts(good):
         ({**TEACHER, "distill_model": "u.pt", "method": "ultralytics"}, ["u.pt", "t.pt", "two teachers"]),
         ({"teacher": ["a.pt", "b.pt"], "method": "pcd"}, ["teacher=[a.pt,b.pt]", "dfmsd"]),
         ({"teacher": ["a.pt", "b.pt"], "method": "ultralytics"}, ["dfmsd"]),
-        ({"teacher": ["a.pt", "b.pt"], "teacher_epochs": 3}, ["teacher_epochs=3", "several teachers"]),
+        (
+            {"method": "dfmsd+pcd", "teacher": ["a.pt", "b.pt"], "teacher_epochs": 3},
+            ["teacher_epochs=3", "several teachers"],
+        ),
         ({"method": "none", "teacher_epochs": 3}, ["teacher_epochs=3", "method=none"]),
         ({**TEACHER, "quantize": 8}, ["quantize=8", "adapters"]),
         ({**TEACHER, "quantize": "int8"}, ["quantize=8", "adapters"]),
@@ -278,17 +289,29 @@ def test_validate_accepts(good):
         ({**TEACHER, "dfmsd_stages": [0.5, 0.5]}, ["rise"]),
         ({**TEACHER, "dfmsd_stages": [0.0]}, ["between 0 and 1"]),
         ({**TEACHER, "dfmsd_stages": [1.0]}, ["between 0 and 1"]),
-        ({"teacher": ["a", "b"], "dfmsd_stages": []}, ["1 stages", "2 teachers", "1 switching point;"]),
-        ({"teacher": ["a", "b", "c"], "dfmsd_stages": [0.5]}, ["2 stages", "3 teachers", "2 switching points"]),
-        ({"teacher": ["a", "b"], "epochs": 1}, ["epochs=1", "one of the 2 teachers", "0, 1 epochs"]),
-        ({"teacher": ["a", "b"], "epochs": 3, "dfmsd_stages": [0.9]}, ["epochs=3", "0, 3 epochs"]),
+        (
+            {"method": "dfmsd+pcd", "teacher": ["a", "b"], "dfmsd_stages": []},
+            ["1 stages", "2 teachers", "1 switching point;"],
+        ),
+        (
+            {"method": "dfmsd+pcd", "teacher": ["a", "b", "c"], "dfmsd_stages": [0.5]},
+            ["2 stages", "3 teachers", "2 switching points"],
+        ),
+        (
+            {"method": "dfmsd+pcd", "teacher": ["a", "b"], "epochs": 1},
+            ["epochs=1", "one of the 2 teachers", "0, 1 epochs"],
+        ),
+        (
+            {"method": "dfmsd+pcd", "teacher": ["a", "b"], "epochs": 3, "dfmsd_stages": [0.9]},
+            ["epochs=3", "0, 3 epochs"],
+        ),
         ({**TEACHER, "kd_levels": []}, ["kd_levels=[]"]),
         ({**TEACHER, "kd_levels": [8, 8]}, ["each once"]),
         ({**TEACHER, "samkd_grids": []}, ["samkd_grids=[]"]),
         ({**TEACHER, "kd_warmup": 0.3, "kd_stop": 0.2}, ["kd_stop=0.2", "kd_warmup=0.3"]),
         ({**TEACHER, "kd_gain": 0.0}, ["kd_gain=0", "method=none"]),
-        ({**TEACHER, "dfmsd_gain": 0.0, "pcd_gain": 0.0}, ["dfmsd_gain=0 pcd_gain=0"]),
-        ({**TEACHER, "pcd_grouped": 0.0, "pcd_binary": 0.0}, ["pcd_grouped=0 pcd_binary=0"]),
+        ({**TEACHER, "method": "dfmsd+pcd", "dfmsd_gain": 0.0, "pcd_gain": 0.0}, ["dfmsd_gain=0 pcd_gain=0"]),
+        ({**TEACHER, "method": "dfmsd+pcd", "pcd_grouped": 0.0, "pcd_binary": 0.0}, ["pcd_grouped=0 pcd_binary=0"]),
         ({**TEACHER, "method": "samkd", "samkd_feature": 0.0, "samkd_logit": 0.0}, ["nothing of samkd"]),
     ],
     ids=str,

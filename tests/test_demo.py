@@ -119,7 +119,7 @@ def test_a_small_demo_leaves_all_files_and_takes_over_what_is_done(
     alone, distilled = args("alone"), args("distilled")
     different = {key for key in alone if alone[key] != distilled.get(key)}
     assert different <= {"name", "save_dir"}  # the students differ in nothing else
-    assert distilled["method"] == "dfmsd+pcd" and "method" not in alone
+    assert distilled["method"] == "bckd" and "method" not in alone
 
     before = {name: path.stat().st_mtime_ns for name, path in weights.items()}
     train = YOLO.train

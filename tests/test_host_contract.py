@@ -197,7 +197,7 @@ def test_no_parameter_of_ours_is_named_like_what_the_host_freezes_or_ducks_for(m
 
 def test_our_keys_are_legal_once_they_are_in_the_base() -> None:
     args = get_cfg(config.merged_base(), {"method": "dfmsd", "epochs": 3})
-    assert (args.method, args.epochs, args.kd_share) == ("dfmsd", 3, 0.3)
+    assert (args.method, args.epochs, args.kd_share) == ("dfmsd", 3, "auto")
     with pytest.raises(SyntaxError, match="kd_shar"):
         get_cfg(config.merged_base(), {"kd_shar": 0.3})
     with pytest.raises(SyntaxError, match="method"):

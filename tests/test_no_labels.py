@@ -28,10 +28,10 @@ from tests.tiny import (
 )
 from yolokd import DistillationTrainer, config, consistency
 from yolokd.calibration import gradient_norm
+from yolokd.defaults import complete
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.outputs import read_output
-from yolokd.unlabeled.label_keys import complete
 from yolokd.unlabeled.no_labels import class_names, describe, ready, renumber
 from yolokd.unlabeled.sources import check_images, is_description
 from yolokd.unlabeled.stream import LABELED
@@ -100,6 +100,7 @@ def test_the_student_learns(tmp_path: Path, data: Path) -> None:
         teacher=str(teacher),
         kd_names=list(NAMES),
         epochs=6,
+        save=False,  # but for the last epoch
         kd_unlabeled_confidence=0.3,
         **plain,
         **steady,
@@ -253,15 +254,18 @@ def test_two_branch_students_learn_in_both_branches() -> None:
 
 # Keys -----------------------------------------------------------------------------------------------------------------
 def test_what_is_not_said_is_chosen_for_it() -> None:
-    steady = {"kd_decay": "constant"}
-    assert complete({"kd_names": ["a"]}) == {"kd_names": ["a"], "method": "bckd", "kd_share": 1.0, **steady}
-    assert complete({"kd_unlabeled": "b"}) == {"kd_unlabeled": "b", "kd_share": 3.0, **steady}
-    assert complete({"kd_unlabeled": "b", "kd_share": 0.3, "kd_decay": "cosine"})["kd_decay"] == "cosine"
-    assert complete({"kd_unlabeled": "b"}, {"kd_share": 1.0}) == {"kd_unlabeled": "b", **steady}
-    assert complete({"kd_names": ["a"], "method": "ld+pcd", "kd_share": 0.5})["method"] == "ld+pcd"
-    assert complete({"kd_names": ["a"], "kd_share": 0.5})["kd_share"] == 0.5
-    assert "method" not in complete({"kd_names": ["a"]}, {"method": "bckd+dfmsd"})
-    assert complete({"epochs": 3}) == {"epochs": 3}
+    assert complete({"kd_names": ["a"]}) == {"kd_names": ["a"], "kd_share": 1.0}
+    assert complete({"kd_names": ["a"]}, {"kd_share": 2.0}) == {"kd_names": ["a"]}
+    assert complete({"kd_names": ["a"], "method": "ld+pcd", "kd_share": 0.5})["kd_share"] == 0.5
+    assert complete({"epochs": 3}) == {"epochs": 3} == complete({"epochs": 3}, {}, "segment")
+    assert complete({}, {}, "rtdetr") == {"method": "dfmsd"}
+    assert complete({}, {}, "obb") == {"bckd_box": 0.0} and complete({"method": "bckd"}, {}, "obb") == {
+        "method": "bckd"
+    }
+    two = {"teacher": ["a.pt", "b.pt"]}
+    assert complete(two)["method"] == "dfmsd+pcd"
+    assert complete({**two, "kd_teachers": "together"}) == {**two, "kd_teachers": "together"}
+    assert complete({**two, "method": "dfmsd"})["method"] == "dfmsd"
     assert class_names("car") == {0: "car"}
 
 

@@ -35,7 +35,7 @@ from tests.tiny import (
     train,
     train_plain,
 )
-from yolokd import DistillationTrainer
+from yolokd import DistillationTrainer, config
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
 from yolokd.imagestream import StreamHash
@@ -172,7 +172,7 @@ def test_the_arguments_are_plain_and_complete(arm: Callable[[str], Any], tiny_te
     args = YAML.load(arm("dfmsd+pcd").save_dir / "args.yaml")
     assert args["method"] == "dfmsd+pcd"
     assert args["teacher"] == str(tiny_teacher("yolov8n"))
-    assert args["kd_share"] == 0.3
+    assert args["kd_share"] == "auto"
     assert "pcd_temperature" in args
 
 
@@ -375,6 +375,16 @@ def test_resume_from_a_checkpoint_that_is_older_than_the_state(copied: Callable[
 
     with pytest.raises(Killed):
         at_the_first_step(trainer, look)
+
+
+def test_a_run_of_an_earlier_version_gets_the_defaults_of_newer_keys(copied: Callable[[str], Path]) -> None:
+    run = copied("yolov8n")
+    last = run / "weights" / "last.pt"
+    content = torch.load(last, weights_only=False)
+    del content["train_args"]["kd_every"]
+    torch.save(content, last)
+    args = resume(run).args
+    assert args.kd_every == config.DEFAULTS["kd_every"] and args.dfmsd_mask == "random"
 
 
 def test_a_finished_run_cannot_be_resumed_and_stays(arm: Callable[[str], Any]) -> None:
@@ -1007,3 +1017,8 @@ def test_an_interrupted_teacher_run_is_resumed(
     state = random.getstate()
     assert fine_tune(str(tiny_student("yolov8n")), args, tmp_path) == best
     assert random.getstate() == state
+    if cut:  # the other run's settings differ, so that it gets a folder of its own beside the first one
+        args.fraction = 0.5
+        monkeypatch.setattr(YOLO, "train", lambda self, **settings: None)
+        beside = fine_tune(str(tiny_student("yolov8n")), args, tmp_path).parent.parent
+        assert beside.parent == best.parent.parent.parent and beside.name == f"{best.parent.parent.name}-2"

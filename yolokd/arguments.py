@@ -18,10 +18,10 @@ from yolokd.clipping import StepGuard
 from yolokd.clock import start_batch, start_epoch
 from yolokd.compat import warn_outside
 from yolokd.criterion import DistillationLoss
+from yolokd.defaults import complete
 from yolokd.errors import UserError
 from yolokd.handover import as_list, discard_run, missing_folders, split_objects
 from yolokd.trust import KEY, loading
-from yolokd.unlabeled.label_keys import complete
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer
@@ -62,7 +62,7 @@ class Configured(_Host):
         if overrides["teacher"] is None:
             del overrides["teacher"]
         overrides.update(config.check(overrides))
-        overrides = complete(overrides, cfg2dict(cfg))
+        overrides = complete(overrides, cfg2dict(cfg), self.kind)
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **overrides}
             consistency.validate(merged)

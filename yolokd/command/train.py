@@ -14,7 +14,7 @@ from yolokd.errors import DONE, INTERRUPTED, TERMINATED, UserError
 def run_train(words: list[str]) -> int:
     """Train a student, with every Ultralytics train argument and ours."""
     from yolokd import config, trust
-    from yolokd.unlabeled.label_keys import complete
+    from yolokd.defaults import complete
 
     base = config.merged_base()
     given = parse(words, base)

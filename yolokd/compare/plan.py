@@ -12,7 +12,7 @@ from yolokd.compare.state import SCHEMA, Run, file_hash, now, strict
 from yolokd.errors import UserError
 
 CONTROLS = ("none", "ultralytics")
-DEFAULT_METHODS = ("none", "ultralytics", "dfmsd+pcd")
+DEFAULT_METHODS = ("none", "ultralytics", "bckd")
 DEFAULT_SEEDS = 3
 # Keys of a training run that a comparison sets by itself, with the way to say it instead.
 TAKEN = {

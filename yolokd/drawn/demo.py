@@ -58,7 +58,7 @@ class Arm:
 def run_demo(
     out: str = "runs/demo",
     seed: int = 0,
-    method: str = "dfmsd+pcd",
+    method: str = "bckd",
     epochs: int = 20,
     teacher_epochs: int = 30,
     images: int = 800,

@@ -25,6 +25,7 @@ class DistillLoss(nn.Module):
         part_names (tuple[str, ...]): Names of the parts; empty for a method of one part.
         needs_logits (bool): Whether `Taps.logits` of the teacher is read.
         needs_boxes (bool): Whether `Taps.boxes` of the teacher is read.
+        share (float): Its share of the task's gradient norm at the neck with `kd_share=auto`.
         part_gains (dict[str, float]): Weight of each part, {"": 1.0} for a method of one part.
         stage (int): Index of the current training stage, set by the criterion; only staged methods read it.
         staged (bool): Whether the run has several stages, set by the criterion.
@@ -37,6 +38,7 @@ class DistillLoss(nn.Module):
     part_names: ClassVar[tuple[str, ...]] = ()
     needs_logits: ClassVar[bool] = False
     needs_boxes: ClassVar[bool] = False
+    share: ClassVar[float] = 0.3
 
     def __init__(self, pair: Pair, **part_gains: float):
         """Keep the pair and the weights of the parts.

@@ -28,8 +28,8 @@ BOXES = {"overlap", "bins", "tower", "hull"}  # what methods read of a teacher t
 def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
     """Return each unit's gradient share (`kd_gain=auto`) or fixed gain.
 
-    The share `kd_share` is divided among the methods by their gains, and within a method among its parts by theirs; a
-    fixed gain is `kd_gain` times the method's gain times the part's.
+    The share, `kd_share` or each method's own, is divided among the methods by their gains, and within a method among
+    its parts by theirs; a fixed gain is `kd_gain` times the method's gain times the part's.
 
     Args:
         modules (Mapping[str, DistillLoss]): One module per method.
@@ -38,10 +38,11 @@ def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
     gains = {name: float(getattr(args, f"{name}_gain")) for name in modules}
     shares = {}
     for name, module in modules.items():
+        share = module.share if args.kd_share == "auto" else float(args.kd_share)
         for unit, weight in module.units.items():
             if args.kd_gain == "auto":
                 total = sum(gains.values()) * sum(module.units.values())
-                shares[unit] = args.kd_share * gains[name] * weight / total if total else 0.0
+                shares[unit] = share * gains[name] * weight / total if total else 0.0
             else:
                 shares[unit] = float(args.kd_gain) * gains[name] * weight
     return shares

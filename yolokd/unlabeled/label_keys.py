@@ -1,4 +1,4 @@
-"""The keys for images without labels: what they bring with them, and what they do not go with."""
+"""The keys for images without labels: what they do not go with."""
 
 from __future__ import annotations
 
@@ -7,25 +7,6 @@ from typing import Any
 
 from yolokd.config import KEYS
 from yolokd.errors import UserError
-
-WITHOUT_LABELS = {"method": "bckd", "kd_share": 1.0, "kd_decay": "constant"}
-BESIDE_LABELS = {"kd_share": 3.0, "kd_decay": "constant"}
-
-
-def complete(overrides: dict[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return overrides with what images without labels take where nothing else is said.
-
-    On such images the teacher alone speaks, so it has to be heard, and to the end: beside a few labelled images with
-    `kd_share` 3 (three times the task's gradient, which comes from those few), and without any with 1, the strength of
-    labels on what the teacher detects; both without decay. Without any labels the method is bckd, since the default
-    ones leave the box output to the labels.
-
-    Args:
-        overrides (dict[str, Any]): The keys that were given.
-        base (Mapping[str, Any] | None): What a configuration file sets beside them.
-    """
-    chosen = WITHOUT_LABELS if overrides.get("kd_names") else BESIDE_LABELS if overrides.get("kd_unlabeled") else {}
-    return {**{key: value for key, value in chosen.items() if key not in (base or {})}, **overrides}
 
 
 def check_label_keys(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
