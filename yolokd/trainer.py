@@ -45,6 +45,7 @@ class Distilling(Configured, Ending, Feeding):
     kind: ClassVar[str] = "detect"
     model: Any
     optimizer: Any
+    _random_start = False
 
     def train(self) -> Any:
         """Train; a teacher is fine-tuned first where asked, and handed to DDP workers where it is an object."""
