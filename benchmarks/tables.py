@@ -1,0 +1,93 @@
+"""Tables of docs/results.md from the comparisons in benchmarks/results, and the picture of gain against cost.
+
+python benchmarks/tables.py bccd-10-epochs demo ... picture=docs/gain-cost.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = {"none": "plain", "ultralytics": "built-in"}
+
+
+def points(value: float | None) -> str:
+    """Return an AP as points, a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def row(arm: dict[str, Any], control: str) -> str:
+    """Return one row of a table: the seeds, mean and deviation, and the paired difference from a control."""
+    seeds = " ".join(points(run["metrics"]["ap"]) for run in arm["runs"] if run["metrics"])
+    mean, deviation = arm["mean"]["ap"], arm["sd"]["ap"]
+    versus = (arm["versus"] or {}).get(control)
+    against = (
+        f"{100 * versus['difference']:+.2f} ({100 * versus['low']:+.2f} to {100 * versus['high']:+.2f})"
+        if versus and versus["low"] is not None
+        else ""
+    )
+    closed = "" if arm["gap_closed"] is None else f"{arm['gap_closed']:.0%}"
+    spread = f" ± {100 * deviation:.2f}" if deviation is not None else ""
+    name = NAMES.get(arm["name"], f"`{arm['name']}`")
+    return f"| {name} | {seeds} | {100 * mean:.2f}{spread} | {against} | {closed} | {arm['step_ratio']:.2f} |"
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the Markdown table of a comparison."""
+    lines = [
+        "| arm | AP by seed | mean and deviation | against plain, 95 % interval | of the gap | step |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(row(arm, "none") for arm in result["arms"]),
+    ]
+    if result["teacher"]["metrics"]:
+        lines.append(f"| teacher | | {100 * result['teacher']['metrics']['ap']:.2f} | | | |")
+    for arm in result["arms"]:
+        if versus := (arm["versus"] or {}).get("ultralytics"):
+            gain, low, high = (100 * versus[key] for key in ("difference", "low", "high"))
+            lines.append(f"\n`{arm['name']}` against the built-in: {gain:+.2f} ({low:+.2f} to {high:+.2f}).")
+    return "\n".join(lines)
+
+
+def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw every arm's gain over plain training against the time of its step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
+    for color, (name, result) in zip(plt.get_cmap("tab10").colors, results.items()):  # type: ignore[attr-defined]
+        for arm in result["arms"]:
+            versus = (arm["versus"] or {}).get("none")
+            if not versus or versus["low"] is None:
+                continue
+            gain, low, high = (100 * versus[key] for key in ("difference", "low", "high"))
+            built_in = arm["name"] == "ultralytics"
+            axes.errorbar(
+                arm["step_ratio"], gain, yerr=[[gain - low], [high - gain]], color=color, capsize=3,
+                marker="s" if built_in else "o", mfc="white" if built_in else color, label=None if built_in else name,
+            )  # fmt: skip
+    axes.axhline(0, color="0.6", lw=0.8)
+    axes.set_yscale("symlog", linthresh=2)
+    axes.set_xlabel("time of a step, x plain")
+    axes.set_ylabel("AP over plain training, 95 % interval")
+    axes.legend(title="filled: default method\nhollow: built-in", fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main(words: list[str]) -> None:
+    """Print the tables of the named comparisons, and draw the picture where one is asked for."""
+    names = [word for word in words if "=" not in word]
+    results = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+    for name, result in results.items():
+        print(f"\n{name}\n{table(result)}")
+    for word in words:
+        if word.startswith("picture="):
+            picture(results, Path(word.removeprefix("picture=")))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
