@@ -70,7 +70,8 @@ def run_demo(
     """Draw a dataset, train teacher, student and distilled student, export the last one, and compare the three.
 
     The teacher is a yolov8n, the student a yolov8n of half its width, all from random weights; nothing is downloaded.
-    The two students differ in nothing but the distillation: same images, epochs, seed and order of batches. A second
+    The two students differ in nothing but the distillation: same images, epochs, seed and order of batches. To that
+    belongs where they start: the distilled one takes a selection of its teacher's weights (`kd_init`). A second
     call with the same arguments takes over the teacher and the student alone, so that methods can be tried one by one.
 
     Args:
@@ -188,7 +189,10 @@ def verdict(arms: Sequence[Arm], difference: Any, method: str) -> str:
         )
     else:
         text = f"With {method} the student is not clearly better than alone: {gain:+.1f} AP ({interval})"
-    return f"{text}.\nThis is one run with one seed; another seed gives other numbers, try seed=1."
+    return (
+        f"{text}.\nIt starts from a selection of the teacher's weights (kd_init), the one alone from random ones.\n"
+        "This is one run with one seed; another seed gives other numbers, try seed=1."
+    )
 
 
 def _write_student(path: Path, classes: int) -> str:
