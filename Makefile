@@ -1,5 +1,5 @@
 # The commands of development; `.ci/run` calls `pytest` and `make check`.
-.PHONY: format check changelog test all-checks compat
+.PHONY: format check changelog test all-checks compat mutation
 
 format: ## put code and imports in order
 	ruff format .
@@ -21,3 +21,6 @@ all-checks: check ## everything, the slow and the browser tests too
 
 compat: ## the tests of the seams under several releases of Ultralytics; needs a package index
 	python -m tests.compat
+
+mutation: ## mutants of the losses and the statistics, and how many the tests kill; needs `pip install "mutmut>=3"`
+	python -m tests.mutation

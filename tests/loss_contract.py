@@ -203,6 +203,12 @@ class LossContract:
             torch.manual_seed(init)
             return self.make(pair, **options).train()
 
+    def make_alike(self, pair: Pair, **options: Any) -> DistillLoss:
+        """Build the method itself, without what a subclass adds to its options."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.loss(pair, **options).train()
+
     def case(self, pair: Pair | None = None, **taps: Any) -> tuple[Pair, Taps, Taps, Targets]:
         """Return a pair with taps and targets, on the default sizes where nothing else is said."""
         pair = pair or random_pair()
@@ -238,6 +244,16 @@ class LossContract:
         assert built_in == shipped, f"the constructor has {built_in}, default.yaml has {shipped}"
         assert set(self.loss.part_names) <= set(built_in)
 
+    def test_no_options_are_the_shipped_ones(self) -> None:
+        pair, student, teacher, targets = self.case()
+        plain, shipped = self.make_alike(pair), self.make_alike(pair, **self.shipped())
+        assert torch.equal(plain(student, teacher, targets), shipped(student, teacher, targets))
+        shapes = [
+            {name: value.shape for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+            for module in (plain, shipped)
+        ]
+        assert shapes[0] == shapes[1] and plain.part_gains == shipped.part_gains
+
     def test_value_is_a_finite_scalar(self) -> None:
         pair, student, teacher, targets = self.case()
         value = self.fresh(pair)(student, teacher, targets)
@@ -272,6 +288,21 @@ class LossContract:
             assert rest == set(whole) - {name}, f"with {name}=0 the parts are {rest}"
             value = module(student, teacher, targets)
             assert value.shape == () and bool(torch.isfinite(value)) and value.requires_grad
+
+    def test_the_pair_is_kept_and_the_run_is_at_its_beginning(self) -> None:
+        pair = random_pair()
+        module = self.fresh(pair)
+        assert module.pair is pair
+        assert (module.stage, module.staged, module.progress) == (0, False, 0.0)
+
+    def test_a_missing_level_is_an_error(self) -> None:
+        if self.loss.signal != "features":
+            pytest.skip("does not go through the levels of both sides together")
+        pair, student, teacher, targets = self.case()
+        short = [dataclasses.replace(taps, feats=taps.feats[:-1]) for taps in (student, teacher)]
+        for both in ((short[0], teacher), (student, short[1])):
+            with pytest.raises((ValueError, RuntimeError)):
+                self.fresh(pair)(*both, targets)
 
     def test_unneeded_teacher_output_is_not_read(self) -> None:
         pair, student, teacher, targets = self.case()

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from yolokd.errors import UserError
-from yolokd.evaluation.bootstrap import average_precision, collect_matches
+from yolokd.evaluation.bootstrap import average_precision, collect_matches, paired_bootstrap
 from yolokd.evaluation.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, map_classes, predict, score
 
 Box = tuple[float, float, float, float]
@@ -114,13 +114,36 @@ class TestScore:
         result = score(
             truth([(1, 0, b) for b in boxes]), found(*((1, 0, b, 0.9 - n / 1000) for n, b in enumerate(boxes)))
         )
-        assert result.ap == pytest.approx(1.0, abs=1e-12)
+        numbers = (result.ap, result.ap50, result.ap75, result.ap_small, result.ar, result.per_class["a"])
+        assert numbers == pytest.approx((1.0,) * 6, abs=1e-12)
         assert result.max_detections == 150
+
+    def test_the_limit_is_per_image_and_class(self) -> None:
+        """102 objects, but never more than 100 in one image and class; crowds are not to be found."""
+        spread = truth([(i, 0, A) for i in range(1, 103)], images=102)
+        assert score(spread, []).max_detections == 100
+        boxes = [(10.0 * (n % 15), 10.0 * (n // 15), 8.0, 8.0) for n in range(102)]
+        classes = truth([(1, n % 2, b) for n, b in enumerate(boxes)])
+        assert score(classes, []).max_detections == 100
+        crowds = truth([(1, 0, b) for b in boxes], crowds=(5, 50))
+        assert score(crowds, []).max_detections == 100 and score(crowds, []).objects == {"a": 100, "b": 0}
+        assert score(truth([(1, 0, b) for b in boxes], crowds=(5,)), []).max_detections == 101
+
+    def test_false_detections_count_in_the_area_they_have(self) -> None:
+        """An object of 40 x 40 pixels is found, below a false detection of small or of medium area."""
+        ground_truth = truth([(1, 0, B)])
+        for box, medium in (((10, 10, 10, 10), 1.0), ((10, 10, 50, 40), 0.5)):
+            result = score(ground_truth, found((1, 0, B, 0.9), (1, 0, box, 0.95)))
+            assert (result.ap, result.ap_medium) == pytest.approx((0.5, medium), abs=1e-12)
+            assert result.ap_small is None and result.ap_large is None
+        large = score(truth([(1, 0, (0, 0, 100, 100))]), found((1, 0, (0, 0, 100, 100), 0.9)), host_ap=0.25)
+        assert (large.ap_large, large.host_ap) == (pytest.approx(1.0), 0.25) and large.ap_medium is None
 
     def test_inputs_stay_and_nothing_is_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         ground_truth, detections = truth([(1, 0, A)]), found((1, 0, A, 0.9))
         result = score(ground_truth, detections)
         assert ground_truth == truth([(1, 0, A)]) and detections == found((1, 0, A, 0.9))
+        assert result.detections == detections and result.detections[0] is not detections[0]
         assert capsys.readouterr() == ("", "")
         assert "detections" not in result.to_dict() and result.to_dict()["per_class"] == {
             "a": pytest.approx(1.0),
@@ -222,6 +245,37 @@ class TestBootstrap:
         assert result.high == pytest.approx(59.8 / 159.8, abs=0.01)
         assert bootstrap(score(ground_truth, found(*hits)), worse, samples=2000) == result  # the seed decides
 
+    def test_interval_and_p_of_two_images_by_hand(self) -> None:
+        """One object on each image; one model finds both, the other only that of the second image.
+
+        The two images are drawn (2, 0), (1, 1) or (0, 2) times with probabilities 1/4, 1/2, 1/4. The second model's AP
+        is then 0, 51 / 101 or 1, so the difference is 1, 50 / 101 or 0.
+        """
+        ground_truth = truth([(1, 0, A), (2, 0, A)], images=2)
+        both, one = (score(ground_truth, found(*((i, 0, A, 0.9) for i in ids))) for ids in ((1, 2), (2,)))
+        wide = bootstrap(both, one, samples=4000)
+        assert (wide.difference, wide.low, wide.high) == pytest.approx((50 / 101, 0.0, 1.0))
+        assert wide.p == pytest.approx(2 * 1 / 4, abs=0.05)
+        assert (wide.images, wide.samples, wide.confidence) == (2, 4000, 0.95)
+        narrow = bootstrap(both, one, samples=4000, confidence=0.4)  # from the 30th to the 70th of 100
+        assert (narrow.low, narrow.high) == pytest.approx((50 / 101, 50 / 101)) and narrow.confidence == 0.4
+        middle = bootstrap(both, one, samples=4000, confidence=0.6)  # from the 20th to the 80th of 100
+        assert (middle.low, middle.high) == pytest.approx((0.0, 1.0))
+        turned = bootstrap(one, both, samples=4000)
+        assert (turned.difference, turned.low, turned.high) == pytest.approx((-50 / 101, -1.0, 0.0))
+        assert turned.p == wide.p
+        assert bootstrap(both, one, samples=4000, seed=1).p != wide.p
+        assert bootstrap(both, one) == bootstrap(both, one, samples=1000, seed=0, confidence=0.95)
+        assert paired_bootstrap(both.matches, one.matches) == bootstrap(both, one)
+
+    def test_resamples_without_any_object_are_not_counted(self) -> None:
+        """Of two images one has the object; a quarter of the resamples leave that one out."""
+        ground_truth = truth([(1, 0, A)], images=2)
+        result = bootstrap(score(ground_truth, found((1, 0, A, 0.9))), score(ground_truth, []), samples=2000)
+        assert result.samples == pytest.approx(1500, abs=100)
+        assert (result.difference, result.low, result.high) == pytest.approx((1.0, 1.0, 1.0))
+        assert result.p == pytest.approx(2 / (result.samples + 1))
+
     def test_other_images_are_refused(self) -> None:
         first = score(truth([(1, 0, A)]), [])
         for other in (truth([(1, 0, A)], images=2), truth([(1, 1, A)])):
@@ -229,6 +283,10 @@ class TestBootstrap:
                 bootstrap(first, score(other, []))
         with pytest.raises(ValueError, match="samples=0"):
             bootstrap(first, first, samples=0)
+        for confidence in (0.0, 1.0):
+            with pytest.raises(ValueError, match=f"confidence={confidence}"):
+                bootstrap(first, first, confidence=confidence)
+        assert bootstrap(first, first, samples=1).samples == 1
 
     def test_without_objects_there_is_no_difference(self) -> None:
         result = bootstrap(score(truth([]), []), score(truth([]), []), samples=10)

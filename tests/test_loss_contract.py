@@ -31,7 +31,7 @@ class ToyLoss(DistillLoss):
     def map_term(self, student: Taps, teacher: Taps) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.pair.seed + int(self.calls))
         total = torch.zeros(())
-        for adapted, target in zip(self.adapters(student.feats), teacher.feats):
+        for adapted, target in zip(self.adapters(student.feats), teacher.feats, strict=True):
             weight = 0.5 + torch.rand(target.shape[-2:], generator=generator)
             total = total + (weight * (adapted.float() - target.detach().float()) ** 2).mean()
         return total
@@ -134,6 +134,18 @@ class OffsetAtIdentity(ToyLoss):
         return super().map_term(student, teacher) + 0.01
 
 
+class ComparesFewerLevels(ToyLoss):
+    def map_term(self, student: Taps, teacher: Taps) -> torch.Tensor:
+        maps = zip(self.adapters(student.feats), teacher.feats)
+        return sum((adapted.float() - target.detach().float()).pow(2).mean() for adapted, target in maps)
+
+
+class ForgetsThePair(ToyLoss):
+    def __init__(self, pair: Pair, maps: float = 1.0, classes: float = 1.0):
+        super().__init__(pair, maps, classes)
+        self.pair = None
+
+
 class DrawsGlobally(ToyLoss):
     def map_term(self, student: Taps, teacher: Taps) -> torch.Tensor:
         return super().map_term(student, teacher) * torch.rand(())
@@ -213,6 +225,8 @@ BROKEN = [
     (IgnoresGains, "test_forward_is_the_weighted_sum_of_parts", "not the weighted sum"),
     (KeepsSwitchedOffParts, "test_a_part_of_weight_zero_is_off", "maps=0"),
     (OffsetAtIdentity, "test_zero_at_identity", "at identity"),
+    (ComparesFewerLevels, "test_a_missing_level_is_an_error", "DID NOT RAISE"),
+    (ForgetsThePair, "test_the_pair_is_kept_and_the_run_is_at_its_beginning", "pair"),
     (DrawsGlobally, "test_same_draws_give_the_same_value", "two equal runs"),
     (DrawsGlobally, "test_global_generators_are_left_alone", "global generator"),
     (WritesToTheTeacher, "test_inputs_are_left_unchanged", "written to"),
@@ -230,7 +244,7 @@ BROKEN = [
 @pytest.mark.parametrize(("broken", "check", "message"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
 def test_broken_methods_are_rejected(broken: type[DistillLoss], check: str, message: str) -> None:
     contract = type("BrokenContract", (ToyContract,), {"loss": broken})()
-    with pytest.raises((AssertionError, AttributeError, RuntimeError), match=f"(?s){message}"):
+    with pytest.raises((AssertionError, AttributeError, RuntimeError, pytest.fail.Exception), match=f"(?s){message}"):
         getattr(contract, check)()
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import yolokd.compare  # noqa: F401 - it and yolokd.results import each other, and only in this order
 from yolokd.evaluation.bootstrap import Bootstrap
 from yolokd.evaluation.statistics import Comparison, adjust, gap_closed, holm, paired, seeds_needed, verdict_sentence
+from yolokd.results import assemble
 
 
 class TestPaired:
@@ -75,6 +79,20 @@ class TestPaired:
         assert result.verdict == "not distinguishable" and result.p is None
         assert paired([0.61], [0.58]).source == "none" and paired([0.61], [0.58]).difference == pytest.approx(0.03)
 
+    def test_confidence_is_that_of_the_verdict_too(self) -> None:
+        """Differences 0.01, 0.02, 0.03 have p = 0.0742: enough at 90 %, not at 95 %."""
+        values = [0.51, 0.52, 0.53], [0.5, 0.5, 0.5]
+        assert [paired(*values, confidence=c).verdict for c in (0.9, 0.95)] == ["better", "not distinguishable"]
+        assert paired(*values, confidence=0.9).confidence == 0.9
+
+    def test_without_spread_the_interval_is_the_difference(self) -> None:
+        result = paired([0.75, 0.5], [0.5, 0.25])
+        assert (result.n, result.difference, result.sd, result.low, result.high) == (2, 0.25, 0.0, 0.25, 0.25)
+        assert result.source == "seeds"
+        tiny = paired([1e-9, 3e-9], [0.0, 0.0])  # small, and still a spread
+        assert tiny.sd == pytest.approx(math.sqrt(2) * 1e-9) and tiny.p == pytest.approx(2 * math.atan(0.5) / math.pi)
+        assert paired([1e6, 1e6 + 1e-7], [0.0, 0.0]).sd == 0  # rounding of large numbers
+
     def test_bad_input(self) -> None:
         with pytest.raises(ValueError, match="2 values"):
             paired([1, 2], [1])
@@ -88,6 +106,26 @@ class TestSeedsNeeded:
         """Pairs for 80 % power at the two-sided 5 % level, as tables and power programs give them."""
         assert seeds_needed(effect, 1.0) == expected
         assert seeds_needed(-effect * 0.01, 0.01) == expected
+
+    @pytest.mark.parametrize(
+        "effect, confidence, power, expected",
+        [
+            (0.5, 0.95, 0.9, 44),
+            (0.5, 0.99, 0.8, 51),
+            (1.0, 0.95, 0.9, 13),
+            (1.0, 0.9, 0.8, 8),
+            (2.1, 0.95, 0.8, 5),
+            (3.2, 0.95, 0.8, 4),
+        ],
+    )
+    def test_other_levels_and_powers(self, effect: float, confidence: float, power: float, expected: int) -> None:
+        """The same by the noncentral t distribution."""
+        reached = []
+        for n in (expected - 1, expected):
+            critical, shift = stats.t.ppf((1 + confidence) / 2, n - 1), effect * math.sqrt(n)
+            reached.append(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+        assert reached[0] < power <= reached[1]
+        assert seeds_needed(effect, 1.0, confidence, power) == expected
 
     def test_power_is_reached_in_simulation(self) -> None:
         rng = np.random.default_rng(0)
@@ -124,6 +162,18 @@ class TestFamily:
         assert (result["weak"].low, result["weak"].high) == (weak.low, weak.high)
         assert (result["weak"].seeds_needed or 0) > (weak.seeds_needed or 0)
         assert result["failed"].p_adjusted is None and result["failed"].n == 0
+
+    def test_confidence_and_seeds_are_those_of_the_family(self) -> None:
+        """At 90 % and two methods the smaller p value has to be below 0.05, the other one below 0.1."""
+        control = [0.5, 0.5, 0.5]
+        values = {"a": [0.51, 0.52, 0.53], "b": [0.52, 0.525, 0.53]}  # p = 0.0742 and p = 0.0131
+        result = adjust({name: paired(own, control, confidence=0.9) for name, own in values.items()})
+        assert {name: c.verdict for name, c in result.items()} == {"a": "better", "b": "better"}
+        assert [c.p_adjusted for c in result.values()] == pytest.approx([0.074180, 0.026145], abs=1e-6)
+        assert {c.family for c in result.values()} == {2} and {c.confidence for c in result.values()} == {0.9}
+        assert result["a"].seeds_needed == seeds_needed(0.02, 0.01, 0.95)  # 1 - 0.1 / 2
+        usual = adjust({name: paired(own, control) for name, own in values.items()})
+        assert {name: c.verdict for name, c in usual.items()} == {"a": "not distinguishable", "b": "better"}
 
     def test_a_strong_one_among_many_keeps_it(self) -> None:
         rng = np.random.default_rng(0)
@@ -224,6 +274,109 @@ class TestSentence:
         arms = {f"m{k}": paired([0.50 + 0.002 * k, 0.50, 0.50], control) for k in range(1, 5)}
         assert "adjusted for 4 methods" in self.sentence(adjust(arms)["m1"])
 
+    def test_seeds_that_should_have_been_enough(self) -> None:
+        close = replace(paired([0.60, 0.61, 0.59], [0.59, 0.595, 0.598]), seeds_needed=3)
+        assert self.sentence(close).endswith("a few more would settle it.")
+        assert "about 4 seeds would show it" in self.sentence(replace(close, seeds_needed=4))
+
+    def test_metric_and_interval_are_told(self) -> None:
+        result = paired([11, 12, 13, 14, 15], [10] * 5)
+        text = verdict_sentence(replace(result, confidence=0.9), "a", "b", "AP50")
+        assert "+300.00 AP50 (90 % interval +103.68 to +496.32)" in text  # 3 -+ 2.776445 / sqrt(2)
+        single = self.sentence(paired([0.61], [0.58]))
+        assert "dfmsd against none gave +3.00 AP." in single and "interval" not in single and "images" not in single
+        equal = self.sentence(paired([0.5, 0.6], [0.4, 0.5]))
+        assert "gave +10.00 AP with all 2 seeds alike" in equal
+
     def test_nothing_and_no_spread(self) -> None:
         assert "nothing to compare" in self.sentence(paired([None], [0.5]))
         assert "without any spread" in self.sentence(paired([0.5, 0.6], [0.5, 0.6]))
+
+    def test_p_values_are_told_with_two_digits(self) -> None:
+        """Differences 3, 2, 2.5: t = 2.5 / (0.5 / sqrt(3)) = 8.6603, and with 2 degrees of freedom p = 0.013072."""
+        text = self.sentence(paired([0.03, 0.02, 0.025], [0.0] * 3))
+        assert "3 seeds, p = 0.013." in text and "adjusted" not in text
+        strong = paired([0.101, 0.100, 0.099, 0.100], [0.0] * 4)
+        assert strong.p is not None and strong.p < 0.001 and "4 seeds, p < 0.001." in self.sentence(strong)
+
+
+class TestArms:
+    """From runs to the pairs that are compared, with numbers made up by hand."""
+
+    def run(self, folder: str, ap: float | None, seed: int = 0, step: float | None = 0.2, **own: Any) -> dict[str, Any]:
+        metrics = None if ap is None else {"ap": ap, "per_class": {"a": ap}}
+        facts = {"stream_hash": "s", "initial_hash": "i", "epochs_done": 3, "resumed": [], "shared_machine": False}
+        state = {
+            "status": "done",
+            "error": None,
+            "wall_s": 10.0,
+            "peak_bytes": 10**9,
+            "pairing": "model=s",
+            "repeat": 0,
+        }
+        return {"folder": folder, "seed": seed, "metrics": metrics, "step_s": step, **facts, **state, **own}
+
+    def arms(self, teacher: float | None = 0.7, **runs: list[dict[str, Any]]) -> dict[str, Any]:
+        asked = []
+        arms = [{"name": name, "method": name, "runs": own} for name, own in runs.items()]
+        numbers = None if teacher is None else {"ap": teacher}
+        result = assemble({}, {"metrics": numbers}, arms, lambda *pair: asked.append([r["folder"] for r in pair]))
+        return {"asked": asked, "checks": result["checks"], **{arm["name"]: arm for arm in result["arms"]}}
+
+    def test_repetitions_meet_those_of_their_number(self) -> None:
+        plain = [self.run("none0", 0.50, step=0.1), self.run("none1", 0.60, step=0.2, repeat=1)]
+        pcd = [self.run(f"pcd{n}", ap, step=0.3, repeat=n) for n, ap in enumerate((0.53, 0.65, 0.56))]
+        got = self.arms(none=plain, pcd=pcd)["pcd"]
+        # 0.53 - 0.50 and 0.65 - 0.60; the third has no partner of its number and meets the first: 0.56 - 0.50
+        assert got["versus"]["none"]["n"] == 3
+        assert got["versus"]["none"]["difference"] == pytest.approx((0.03 + 0.05 + 0.06) / 3)
+        assert [run["step_ratio"] for run in got["runs"]] == pytest.approx([3.0, 1.5, 3.0])
+        assert got["step_ratio"] == pytest.approx(2.5)
+        # plain over these pairs: (0.5 + 0.6 + 0.5) / 3 = 8 / 15, distilled 0.58
+        assert got["gap_closed"] == pytest.approx((0.58 - 8 / 15) / (0.7 - 8 / 15))
+
+    def test_partners_share_seed_and_arguments(self) -> None:
+        plain = [self.run("none0", 0.50), self.run("none1", 0.60, seed=1)]
+        pcd = [self.run("pcd1", 0.61, seed=1), self.run("pcd2", 0.99, seed=2), self.run("pcdx", 0.9, pairing="model=m")]
+        got = self.arms(none=plain, pcd=pcd)
+        assert (got["pcd"]["versus"]["none"]["n"], got["asked"]) == (1, [["pcd1", "none1"]])
+        assert got["pcd"]["versus"]["none"]["difference"] == pytest.approx(0.01)
+        assert [run["step_ratio"] for run in got["pcd"]["runs"]] == [pytest.approx(1.0), None, None]
+        assert not any("pairing" in run or "repeat" in run for arm in ("none", "pcd") for run in got[arm]["runs"])
+
+    def test_mean_and_deviation_leave_out_what_is_missing(self) -> None:
+        """0.5, 0.6 and 0.7 have mean 0.6 and standard deviation 0.1; a single value has none."""
+        runs = [self.run(f"none{s}", ap, seed=s) for s, ap in enumerate((0.5, 0.6, None, float("nan"), 0.7))]
+        runs[0]["step_s"] = runs[1]["step_s"] = runs[4]["step_s"] = None
+        got = self.arms(none=runs)["none"]
+        assert (got["mean"]["ap"], got["sd"]["ap"]) == pytest.approx((0.6, 0.1))
+        assert (got["mean"]["per_class"], got["sd"]["per_class"]) == (
+            {"a": pytest.approx(0.6)},
+            {"a": pytest.approx(0.1)},
+        )
+        assert (got["mean"]["step_s"], got["sd"]["step_s"]) == (pytest.approx(0.2), None)  # of the run whose AP is NaN
+        assert (got["mean"]["ar"], got["sd"]["ar"]) == (None, None)
+        assert [run["step_ratio"] for run in got["runs"]] == [None, None, pytest.approx(1.0), pytest.approx(1.0), None]
+        alone = self.arms(none=[self.run("none0", 0.5)])["none"]
+        assert (alone["mean"]["ap"], alone["sd"]["ap"]) == (0.5, None)
+
+    def test_a_partner_without_a_hash_is_believed(self) -> None:
+        for own, other, pairs in ((None, "s", 1), ("s", None, 1), (None, None, 1), ("s", "s", 1), ("s", "t", 0)):
+            got = self.arms(none=[self.run("n", 0.5, stream_hash=other)], pcd=[self.run("p", 0.6, stream_hash=own)])
+            assert got["pcd"]["versus"]["none"]["n"] == pairs
+            assert [p.startswith("p and n saw different images; this") for p in got["checks"]["problems"]] == (
+                [] if pairs else [True]
+            )
+
+    def test_controls_are_compared_with_plain_training_alone(self) -> None:
+        runs = {name: [self.run(f"{name}{s}", 0.5 + 0.1 * i, seed=s) for s in (0, 1)] for i, name in enumerate("ab")}
+        got = self.arms(
+            none=runs["a"], ultralytics=runs["b"], pcd=[self.run("pcd0", 0.65), self.run("pcd1", 0.66, seed=1)]
+        )
+        assert got["none"]["versus"] == {} and set(got["ultralytics"]["versus"]) == {"none"}
+        assert set(got["pcd"]["versus"]) == {"none", "ultralytics"}
+        assert got["pcd"]["versus"]["none"]["difference"] == pytest.approx(0.155)
+        assert got["pcd"]["versus"]["ultralytics"]["difference"] == pytest.approx(0.055)
+        assert "closes 78 % of the gap" in got["pcd"]["versus"]["none"]["sentence"]  # 0.155 / 0.2
+        assert "gap" not in got["pcd"]["versus"]["ultralytics"]["sentence"]
+        assert self.arms(teacher=None, none=runs["a"], pcd=[self.run("pcd0", 0.65)])["pcd"]["gap_closed"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def test_known_number() -> None:
     student, teacher = torch.tensor([[3.0, 0.0], [0.5, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 7.0]])
     value = contrast(student, teacher, nothing(2), *EMPTY, temperature=0.5)
     assert value.tolist() == pytest.approx([0.126928, 2.126928], rel=1e-5)
+    # At the temperature of 0.07 that is meant where none is given: ln(e^(1 / 0.07) + 1) = 1 / 0.07 + 6.2e-7.
+    assert contrast(student, teacher, nothing(2), *EMPTY)[1].item() == pytest.approx(1 / 0.07, rel=1e-6)
     # A queue of one vector opposite to both, and one place not filled: e^-2 = 0.135335 joins, ln(8.524391) = 2.142931.
     queue, valid = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.tensor([True, False])
     value = contrast(student, teacher, nothing(2), queue, valid, temperature=0.5)
@@ -91,6 +94,22 @@ def test_overlapping_regions_of_one_image_are_no_negatives() -> None:
     assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.7), torch.eye(6, dtype=torch.bool))
     real[1, 2] = False  # a row that does not count is nobody's negative
     assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.7)[:, 5], torch.ones(6, dtype=torch.bool))
+
+
+def test_an_overlap_at_the_threshold_is_still_a_negative() -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 4.0]]])  # IoU 1/2
+    real = torch.ones(1, 2, dtype=torch.bool)
+    assert torch.equal(overlapping(boxes, real, 0.5), torch.eye(2, dtype=torch.bool))
+    assert overlapping(boxes, real, 0.49).all()
+
+
+def test_the_formulas_stay_on_the_device_of_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for a device without values
+    boxes, real = torch.rand(2, 3, 4, device="meta"), torch.ones(2, 3, dtype=torch.bool, device="meta")
+    excluded = overlapping(boxes, real, 0.5)
+    vectors, queue = torch.rand(2, 6, 4, device="meta"), torch.rand(5, 4, device="meta")
+    value = contrast(*vectors, excluded, queue, torch.ones(5, dtype=torch.bool, device="meta"))
+    assert excluded.shape == (6, 6) and excluded.is_meta and value.shape == (6,) and value.is_meta
 
 
 @pytest.mark.parametrize(("iou", "align"), [(0.5, True), (0.05, True), (0.5, False)])
@@ -252,6 +271,28 @@ def test_the_queue_is_filled_by_all_processes(tmp_path: Path) -> None:
     filled = states[0]["queue"][states[0]["queue_valid"]][:, 0]
     assert filled.tolist() == [1, 2, 2, 2]
     assert states[0]["queue_level"][states[0]["queue_valid"]].tolist() == [0, 1, 1, 1]
+
+
+def test_processes_with_fewer_regions_are_padded_with_rows_that_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = torch.tensor(
+        [[7.0, 8.0, 1.0], [5.0, 6.0, 0.0], [3.0, 4.0, 1.0]]
+    )  # three rows, whose last column is the mask
+
+    def reduced(most: torch.Tensor, op: object) -> None:
+        assert most.item() == 2 and op == distributed.ReduceOp.MAX
+        most.fill_(3)
+
+    def collected(everyone: list[torch.Tensor], rows: torch.Tensor) -> None:
+        for place, values in zip(everyone, (other, rows), strict=True):
+            place.copy_(values)
+
+    for name, stand_in in (("is_initialized", lambda: True), ("get_world_size", lambda: 2)):
+        monkeypatch.setattr(distributed, name, stand_in)
+    monkeypatch.setattr(distributed, "all_reduce", reduced)
+    monkeypatch.setattr(distributed, "all_gather", collected)
+    keys, valid = gathered(torch.tensor([[1.0, 2.0], [9.0, 9.0]]), torch.tensor([True, False]))
+    assert keys.tolist() == [[7, 8], [5, 6], [3, 4], [1, 2], [9, 9], [0, 0]]
+    assert valid.tolist() == [True, False, True, True, False, False]
 
 
 def test_one_process_gathers_nothing() -> None:

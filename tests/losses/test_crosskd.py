@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou
 
 from tests.loss_contract import LossContract, RandomTowers, leaves, random_pair, random_taps, random_targets
 from tests.losses.fitting import fit
@@ -92,6 +93,29 @@ def test_module_equals_the_loop_version() -> None:
     weights = teacher.logits.amax(-1).sigmoid().flatten().numpy()
     expected = oracle.crosskd_box(boxes.reshape(-1, 4, 6).numpy(), teacher.boxes.reshape(-1, 4, 6).numpy(), weights)
     assert parts["box"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_plain_distances_are_compared_as_boxes_on_any_number_of_anchors() -> None:
+    pair = random_pair(levels=1, teacher_reg_max=1)
+    student, teacher = random_taps(pair)
+    linear = teacher.towers
+
+    def towers(feats: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, boxes = linear(feats)
+        return logits, boxes.abs() + 0.1  # proper boxes
+
+    teacher = dataclasses.replace(teacher, boxes=teacher.boxes.abs() + 0.1, towers=towers)
+    module = CrossKDLoss(pair)
+    _, boxes = towers([restyle(module.adapters(student.feats)[0], teacher.feats[0])])
+    points, _ = teacher.anchors()
+
+    def corners(distances: torch.Tensor) -> torch.Tensor:
+        return torch.cat((points - 8 * distances[..., :2], points + 8 * distances[..., 2:]), dim=-1).flatten(0, 1)
+
+    distance = 1 - generalized_box_iou(corners(boxes), corners(teacher.boxes)).diagonal()
+    weights = teacher.logits.sigmoid().amax(-1).flatten()
+    expected = (weights * distance).sum() / weights.sum()
+    torch.testing.assert_close(module.parts(student, teacher, random_targets(student))["box"], expected)
 
 
 def test_student_head_gets_nothing_and_towers_stay_frozen() -> None:

@@ -44,6 +44,11 @@ def test_offset_of_a_channel_costs_nothing_but_direction_matters() -> None:
     assert abs(channel_divergence(student, teacher) - channel_divergence(teacher, student)) > 1e-4
 
 
+def test_the_temperature_is_one_where_none_is_given() -> None:
+    student, teacher = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    assert torch.equal(channel_divergence(student, teacher), channel_divergence(student, teacher, 1.0))
+
+
 def test_gradient_of_the_formula() -> None:
     student, teacher = (torch.randn(2, 2, 2, 3, dtype=torch.float64) for _ in range(2))
     assert torch.autograd.gradcheck(lambda s: channel_divergence(s, teacher, 2.0), student.requires_grad_())

@@ -287,6 +287,13 @@ def test_refuses_options_out_of_range(options: dict[str, Any], message: str) -> 
         DFMSDLoss(random_pair(), **options)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_shares_at_their_ends_are_accepted(share: float) -> None:
+    student, teacher = random_taps(random_pair())
+    both = masks(student, teacher, spatial_ratio=share, channel_ratio=share)
+    assert all((mask == 1 - share).all() for mask in both)
+
+
 def test_overfits() -> None:
     before, after = overfit(DFMSDLoss)
     assert after < before / 2

@@ -86,9 +86,15 @@ def test_module_is_the_mean_of_the_formula_over_levels(align: bool) -> None:
     assert all(p.grad.abs().max() > 1e-6 for p in module.parameters())
 
 
-def test_refuses_a_ratio_above_one() -> None:
-    with pytest.raises(ValueError, match=r"mgd_ratio=1\.5"):
-        MGDLoss(random_pair(), ratio=1.5)
+@pytest.mark.parametrize("ratio", [1.5, -0.1])
+def test_refuses_a_ratio_out_of_range(ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"mgd_ratio={ratio}"):
+        MGDLoss(random_pair(), ratio=ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_a_ratio_at_its_ends_is_accepted(ratio: float) -> None:
+    assert MGDLoss(random_pair(), ratio=ratio).ratio == ratio
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:

@@ -147,6 +147,8 @@ def test_largest_regions_are_taken_whole() -> None:
     first, ties = (regions == 3).float(), (regions >= 1).float()
     for share, expected in ((0.0, first), (0.25, first), (0.3, ties), (0.75, ties), (0.8, torch.ones(1, 1, 4, 4))):
         assert torch.equal(largest_regions(regions, share), expected), share
+    single = torch.tensor([[9.0, 8.0], [7.0, 6.0]]).view(1, 1, 2, 2)
+    assert torch.equal(largest_regions(single, 0.0), (single == 9).float()), "not one region for a share of nothing"
     flat = torch.ones(2, 1, 3, 3)  # one region: nothing tells its positions apart
     assert torch.equal(largest_regions(flat, 0.4), flat)
 
@@ -290,6 +292,16 @@ def test_logit_part_does_not_push_the_neck_through_its_weights() -> None:
 def test_refuses_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SAMKDLoss(random_pair(), **options)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_shares_at_their_ends_are_accepted(share: float) -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair, sizes=BIG)
+    module = SAMKDLoss(pair, ratio=share, channel_ratio=share, align=False)
+    masks = [module.masks(spatial_attention(f, 0.5), channel_attention(f, 0.5)) for f in teacher.feats]
+    assert all((mask == 1 - share).all() for spatial, channel in masks for mask in (*spatial.values(), channel))
+    assert torch.isfinite(module(student, teacher, random_targets(student)))
 
 
 @pytest.mark.parametrize("part", ["feature", "logit"])
