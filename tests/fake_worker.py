@@ -8,9 +8,15 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
-from yolokd.compare.queue import follow_parent
-from yolokd.compare.state import read_json, write_json
+# Without this the package imports what trainings need, which takes seconds in each of the many processes.
+package = ModuleType("yolokd.compare")
+package.__path__ = [str(Path(__file__).parents[1] / "yolokd" / "compare")]
+sys.modules["yolokd.compare"] = package
+
+from yolokd.compare.queue import follow_parent  # noqa: E402
+from yolokd.records import read_json, write_json  # noqa: E402
 
 folder = Path(sys.argv[1])
 root = folder.parent if folder.name == "teacher" else folder.parents[1]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +17,15 @@ import torch
 from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, cli, config
 from yolokd.command.grammar import parse
-from yolokd.compare import KEYS, _command, _worker, compare
+from yolokd.compare import KEYS, _command, _inputs, _worker, compare
 from yolokd.compare import worker as compare_worker
 from yolokd.compare.plan import arm_names, data_hash, devices, differing, make_plan, names, runs_of, seed_list
 from yolokd.compare.plan import train_arguments as checked
 from yolokd.compare.result import CompareResult
-from yolokd.compare.state import read_json, write_json
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer, model_hash
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.evaluation.sidebyside import side_by_side
+from yolokd.records import read_json, write_json
 
 TRAIN = {"epochs": 4, "imgsz": 32, "batch": 4, "close_mosaic": 2, "optimizer": "SGD", "kd_preflight": False}
 
@@ -314,9 +316,52 @@ def test_a_training_that_ended_is_not_trained_again(space: Path, monkeypatch: py
 
     monkeypatch.setattr(compare_worker, "MeasuringTrainer", never)
     assert compare_worker.train(folder, read_json(space / "plan.json"), "cpu") == first
+    last = folder / "weights" / "last.pt"  # killed before the host strips it
+    torch.save({**torch.load(last, weights_only=False), "epoch": 0, "optimizer": {"state": {}}}, last)
+    assert compare_worker.saved_epoch(folder) == 0
+    assert compare_worker.finished_measures(folder, 0) == first
+    assert torch.load(last, weights_only=False)["optimizer"] is None
     (folder / "weights" / "best.pt").write_bytes(b"cut")
     with pytest.raises(AssertionError, match="trained again"):
         compare_worker.train(folder, read_json(space / "plan.json"), "cpu")
+
+
+def test_a_training_that_ends_without_its_last_epoch_has_failed(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        stream = SimpleNamespace(close=lambda: None)
+
+        def __init__(self, overrides: dict[str, Any]):
+            pass
+
+        def train(self) -> None:
+            pass
+
+    folder = space / "seed5" / "none"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(compare_worker, "MeasuringTrainer", Idle)
+    with pytest.raises(RuntimeError, match="ended without saving its last epoch"):
+        compare_worker.train(folder, read_json(space / "plan.json"), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(None, 0), (KeyboardInterrupt(), 130), (ValueError("no luck\nand more"), 1)]
+)
+def test_a_process_ends_with_a_code_and_writes_down_why_it_failed(
+    raised: BaseException | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*given: Any) -> None:
+        assert given == (tmp_path, "cpu", True)
+        if raised:
+            raise raised
+
+    monkeypatch.setattr(compare_worker, "work", work)
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path), "--device", "cpu", "--shared"])
+    assert compare_worker.main() == code
+    told = read_json(tmp_path / "error.json")
+    if code == 1:
+        assert told["error"] == "ValueError: no luck" and "raise raised" in told["traceback"]
+    else:
+        assert told is None
 
 
 # The whole ------------------------------------------------------------------------------------------------------------
@@ -382,6 +427,91 @@ def test_the_same_command_finds_all_done_and_another_is_refused(
     assert "pcd" in capsys.readouterr().out
     assert cli.main([word.replace("epochs=1", "epochs=2") for word in words]) == cli.MISTAKE
     assert "epochs (1 there, 2 now)" in capsys.readouterr().err
+
+
+def test_a_run_with_its_record_is_not_worked_on_again(
+    finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_worker, "_do", lambda *_: pytest.fail("worked on again"))
+    for key in ("seed0/none", "teacher"):
+        compare_worker.work(finished[0] / key, "cpu", False)
+
+
+def test_an_interruption_leaves_the_results_so_far(
+    finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, words = finished
+
+    def interrupted(*_: Any) -> None:
+        (root / "results.json").unlink()
+        raise KeyboardInterrupt
+
+    before = (root / "results.json").read_bytes()
+    monkeypatch.setattr("yolokd.compare.run_queue", interrupted)
+    assert cli.main([*words, "retry"]) == cli.INTERRUPTED
+    assert f"the same command goes on; so far: {root / 'results.json'}" in capsys.readouterr().err
+    assert [arm["name"] for arm in read_json(root / "results.json")["arms"]] == ["none", "pcd"]
+    (root / "results.json").write_bytes(before)
+
+
+def test_a_failed_run_and_a_failed_report_are_said_and_the_results_are_written(
+    finished: tuple[Path, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(state: Any, *_: Any) -> None:
+        (run,) = [run for run in state.runs if run.key == "seed1/pcd"]
+        write_json(root / run.key / "error.json", {"error": "ValueError: no luck", "traceback": ""})
+        state.finish(run, 1)
+
+    def unwritable(folder: Path) -> list[Path]:
+        raise OSError("no room")
+
+    root = tmp_path / finished[0].name
+    shutil.copytree(finished[0], root)
+    (root / "seed1" / "pcd" / "run.json").unlink()
+    monkeypatch.setattr("yolokd.compare.run_queue", fails)
+    monkeypatch.setattr("yolokd.report.write_report", unwritable)
+    words = [f"project={tmp_path}" if word.startswith("project=") else word for word in finished[1]]
+    assert cli.main(words) == cli.FAILED
+    said = capsys.readouterr().err
+    assert "1 runs failed; the same command with retry=True runs them again" in said
+    assert f"{root / 'results.json'} is written, the report is not: OSError: no room" in said
+    runs = {arm["name"]: [run["status"] for run in arm["runs"]] for arm in read_json(root / "results.json")["arms"]}
+    assert runs == {"none": ["done", "done"], "pcd": ["done", "failed"]}
+
+
+def test_a_list_of_teachers_may_be_typed(tiny_data: Path, tiny_teacher: Callable[[str], Path]) -> None:
+    given = [str(tiny_teacher(family)) for family in ("yolov8n", "yolov8s")]
+    found = _inputs(tiny_teacher("yolov8n"), f"[{','.join(given)}]", tiny_data, "val", ["dfmsd"])
+    assert found == (given[0], given, str(tiny_data))
+
+
+def test_a_drawing_may_be_given_and_what_is_missing_is_not_drawn(
+    finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    results = read_json(finished[0] / "results.json")
+    results["teacher"]["metrics"], results["arms"][1]["gap_closed"] = None, 0.25
+    results["arms"][0]["mean"]["ap"] = 0.1
+    results["arms"][1]["mean"]["ap"] = None
+    for run in results["arms"][1]["runs"]:
+        run["metrics"] = None
+    result = CompareResult(finished[0], results)
+    assert result.table["arm"] == ["none", "pcd"]
+    assert repr(result).startswith(f"CompareResult({str(finished[0])!r})\n") and "25 %" in repr(result)
+    _, axes = plt.subplots()
+    assert result.plot(ax=axes) is axes
+    assert [len(line.get_xdata()) for line in axes.lines][1:] == [2, 0]  # a mean for the one arm, nothing for the other
+    plt.close("all")
+    frames = SimpleNamespace(DataFrame=lambda rows, columns: (rows, columns))
+    monkeypatch.setitem(sys.modules, "pandas", frames)
+    assert result.to_dataframe() == (result.table.rows, list(result.table.columns))
 
 
 def test_what_compare_returns(finished: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from yolokd.compare.queue import Progress, clock, run_queue
-from yolokd.compare.state import Run, State, locked, read_json, strict, write_json
+from yolokd.compare.queue import Job, Progress, _stop, clock, run_queue
+from yolokd.compare.state import Run, State, check_folder, locked
 from yolokd.errors import UserError
+from yolokd.records import read_json, strict, write_json
 
 ARMS = ("none", "pcd")
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,6 +194,63 @@ def test_a_killed_comparison_leaves_no_process_behind_and_goes_on(tmp_path: Path
     assert set(statuses(tmp_path).values()) == {"done"}
 
 
+def test_a_run_that_ended_before_the_interruption_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(progress: Progress) -> None:
+        wait_for(lambda: (tmp_path / "seed0/none/run.json").exists())
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "show", interrupted)
+    state = State(plan(tmp_path), "abc", runs())
+    with pytest.raises(KeyboardInterrupt):
+        run_queue(state, command, 1, epochs=2, stream=io.StringIO(), poll=0.02)
+    assert list(statuses(tmp_path).values()) == ["done", "pending", "pending", "pending"]
+
+
+class Stubborn:
+    """A process that ends at the second signal, and has no pipe."""
+
+    def __init__(self) -> None:
+        self.pid, self.stdin, self.asked = 123, None, 0
+
+    def poll(self) -> int | None:
+        return 0 if self.asked > 1 else None
+
+    def terminate(self) -> None:
+        self.asked += 1
+
+
+@pytest.mark.parametrize("groups", [pytest.param(True, marks=POSIX), False])
+def test_processes_are_asked_until_they_end(groups: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Stubborn()
+
+    def killpg(pid: int, number: int) -> None:
+        assert pid == process.pid
+        process.terminate()
+        if process.asked > 1:
+            raise ProcessLookupError  # it has ended meanwhile
+
+    monkeypatch.setattr(os, "killpg", killpg, raising=False)
+    if not groups:
+        monkeypatch.delattr(os, "killpg")  # as on Windows
+    monkeypatch.setattr("yolokd.compare.queue.PATIENCE", 0.01)
+    _stop([Job(runs()[0], 0, process)])  # type: ignore[arg-type]
+    assert process.asked == 2
+
+
+def test_a_run_without_a_log_has_no_traceback(tmp_path: Path) -> None:
+    state = State(tmp_path, "abc", runs())
+    state.finish(state.runs[0], 3)
+    assert state.runs[0].status == "failed" and "code 3" in str(state.runs[0].error) and not state.runs[0].traceback
+
+
+def test_an_empty_folder_can_be_that_of_a_comparison(tmp_path: Path) -> None:
+    check_folder(tmp_path)
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(UserError, match=r"holds something else \(thesis.txt\)"):
+        check_folder(tmp_path)
+
+
 def test_lock_is_let_go(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path), pytest.raises(UserError, match="in use"), locked(tmp_path):
@@ -199,8 +258,8 @@ def test_lock_is_let_go(tmp_path: Path) -> None:
 
 
 def test_json_is_strict_and_whole(tmp_path: Path) -> None:
-    value = {"a": float("nan"), "b": [float("inf"), 1.5, (1, None)], 3: Path("x"), "t": True}
-    assert strict(value) == {"a": None, "b": [None, 1.5, [1, None]], "3": "x", "t": True}
+    value = {"a": float("nan"), "b": [float("inf"), 1.5, (1, None)], 3: Path("x"), "t": True, "n": np.float32(0.5)}
+    assert strict(value) == {"a": None, "b": [None, 1.5, [1, None]], "3": "x", "t": True, "n": 0.5}
     for name in ("a.json", "a.json.gz"):
         write_json(tmp_path / name, value)
         assert read_json(tmp_path / name) == strict(value)

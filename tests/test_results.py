@@ -11,8 +11,10 @@ import pytest
 
 from tests.tiny import train, train_plain
 from yolokd import UserError
-from yolokd.compare.state import read_json, write_json
+from yolokd.records import read_json, write_json
 from yolokd.results import from_compare, from_runs
+from yolokd.results.folders import _expand, _teacher
+from yolokd.results.run import _number
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
 
@@ -232,3 +234,21 @@ def test_folders_without_a_finished_run(tmp_path: Path) -> None:
     (tmp_path / "args.yaml").write_text("data: x.yaml\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"best\.pt is missing"):
         from_runs([tmp_path])
+
+
+def test_the_runs_of_a_comparison_are_found_in_its_folder(tmp_path: Path) -> None:
+    root = comparison(tmp_path, {"none": [0.5, 0.5], "pcd": [0.6, None]})
+    assert _expand(root) == [root / "seed0" / "none", root / "seed0" / "pcd", root / "seed1" / "none"]
+    assert _expand(root / "seed0") == [root / "seed0"]
+
+
+def test_runs_of_different_teachers_have_none_in_the_report() -> None:
+    runs = [{"method": method, "teacher": teacher, "imgsz": 64} for method, teacher in
+            (("none", "x.pt"), ("pcd", "a.pt"), ("dfmsd", ["c.pt", "b.pt"]))]  # fmt: skip
+    found, notes = _teacher(runs, {}, "val", None)
+    assert found["path"] is None and notes == ["the runs have different teachers: a.pt, b.pt"]
+    assert _teacher(runs[:1], {}, "val", None)[1] == ["the runs name no teacher"]
+
+
+def test_what_is_no_number_in_a_results_csv_is_none(tmp_path: Path) -> None:
+    assert [_number(text) for text in ("0.5", " 2", "nan", "inf", "", "x", None)] == [0.5, 2.0, *[None] * 5]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import yolokd.compare  # noqa: F401 - it and yolokd.results import each other, and only in this order
 from yolokd.evaluation.bootstrap import Bootstrap
 from yolokd.evaluation.statistics import Comparison, adjust, gap_closed, holm, paired, seeds_needed, verdict_sentence
 from yolokd.results import assemble

@@ -23,18 +23,18 @@ from tests.tiny import overrides_for, rows, set_up, tiny_batch, tiny_criterion, 
 from yolokd import DistillationTrainer, config, consistency
 from yolokd.compare import worker as compare_worker
 from yolokd.compare.plan import make_plan
-from yolokd.compare.state import write_json
 from yolokd.compare.trainer import MeasuringTrainer
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
 from yolokd.outputs import read_output
+from yolokd.records import write_json
 from yolokd.taps import Taps, Targets
-from yolokd.task import Task
+from yolokd.task import Task, first
 from yolokd.trainers import TRAINERS
 from yolokd.unlabeled.pseudo import joined, pseudo_targets
-from yolokd.unlabeled.sources import files, unlabeled_files
-from yolokd.unlabeled.stream import LABELED, JoinedLoader, build_unlabeled, fitted, join, shares
+from yolokd.unlabeled.sources import absolute, files, unlabeled_files
+from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, fitted, join, shares
 
 Teacher = Callable[[str], Path]
 
@@ -321,6 +321,33 @@ def test_a_folder_that_is_not_there_leaves_no_run_behind(tmp_path: Path, data: P
     with pytest.raises(UserError, match="kd_unlabeled"):
         train(tmp_path, data, teacher=str(tiny_teacher("yolov8n")), kd_unlabeled=str(tmp_path / "nothing"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_source_is_kept_with_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    assert absolute(["images", tmp_path / "images"]) == [str(tmp_path / "images")] * 2
+
+
+def test_joined_datasets_can_be_copied() -> None:
+    both = Together([[1, 2], [3]])
+    assert len(deepcopy(both)) == 3
+    with pytest.raises(AttributeError, match="__wrapped__"):
+        _ = both.__wrapped__
+
+
+def test_the_first_images_of_an_output_are_taken_however_it_is_nested() -> None:
+    part = torch.arange(6).view(3, 2)
+    found = first({"a": [part, None], "b": (part, 5)}, 2)
+    assert found["a"][1] is None and found["b"][1] == 5
+    assert torch.equal(found["a"][0], part[:2]) and torch.equal(found["b"][0], part[:2])
+
+
+def test_too_small_a_batch_for_both_kinds_is_refused(tmp_path: Path, data: Path, tiny_teacher: Teacher) -> None:
+    """On several devices, of which each gets its part."""
+    trainer: Any = run(tmp_path, data, tiny_teacher("yolov8n"), batch=2)
+    with pytest.raises(UserError, match=r"batch=2 leaves 1 for each device; use a larger batch"):
+        trainer.get_dataloader(trainer.data["train"], batch_size=1)
 
 
 # What acts on which part ----------------------------------------------------------------------------------------------

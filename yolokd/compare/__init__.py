@@ -24,8 +24,9 @@ from yolokd.compare.plan import (
 from yolokd.compare.prepare import prepare, scan_labels
 from yolokd.compare.queue import Command, run_queue
 from yolokd.compare.result import CompareResult
-from yolokd.compare.state import State, check_folder, locked, now, read_json, write_json
+from yolokd.compare.state import State, check_folder, locked
 from yolokd.errors import UserError
+from yolokd.records import now, read_json, write_json
 from yolokd.results import from_compare
 
 # The keys of `yolokd compare` beside those of a training run, with their defaults.

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.compare.state import SCHEMA, Run, file_hash, now, strict
+from yolokd.compare.state import Run
 from yolokd.errors import UserError
+from yolokd.records import SCHEMA, file_hash, now, strict
 
 CONTROLS = ("none", "ultralytics")
 DEFAULT_METHODS = ("none", "ultralytics", "bckd")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.compare.state import read_json, write_json
+from yolokd.records import read_json, write_json
 
 
 def prepare(root: Path, plan: Mapping[str, Any]) -> None:

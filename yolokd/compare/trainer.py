@@ -12,9 +12,9 @@ import torch
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd.compare.state import read_json, write_json
 from yolokd.costs.memory import peak_bytes
 from yolokd.imagestream import StreamHash
+from yolokd.records import read_json, write_json
 from yolokd.trainer import DistillationTrainer
 
 MEASURES = "measures.json"

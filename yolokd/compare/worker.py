@@ -17,9 +17,9 @@ from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolokd.compare.plan import CONTROLS
 from yolokd.compare.queue import follow_parent
-from yolokd.compare.state import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer
 from yolokd.imagestream import StreamHash
+from yolokd.records import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
 from yolokd.trust import KEY, loading
 
 LOGS = {"worker.log", "progress.jsonl", "error.json"}  # what stays where a run begins anew

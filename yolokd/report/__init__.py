@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from yolokd import trust
-from yolokd.compare.state import SCHEMA, write_json
 from yolokd.errors import UserError
+from yolokd.records import SCHEMA, write_json
 from yolokd.report import traces, view, words
 
 NAME = "results.json"

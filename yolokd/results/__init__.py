@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from yolokd.compare.state import SCHEMA, now, read_json, read_record, strict
 from yolokd.evaluation.bootstrap import Bootstrap
 from yolokd.evaluation.statistics import adjust, gap_closed, paired, verdict_sentence
+from yolokd.records import SCHEMA, now, read_json, read_record, strict
 from yolokd.results.run import compared_run
 
 PREDICTIONS = "predictions.json.gz"

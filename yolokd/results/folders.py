@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from yolokd.compare.state import file_hash, now, read_json, write_json
 from yolokd.config import KEYS
 from yolokd.errors import UserError
+from yolokd.records import file_hash, now, read_json, write_json
 from yolokd.results import PREDICTIONS, WEIGHTS, data_summary
 from yolokd.results.run import RECORDED, empty_run
 from yolokd.trust import KEY as TRUST
