@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import re
@@ -21,6 +22,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the maps of the tests are too small to sh
 atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 
 pytest.register_assert_rewrite("tests.loss_contract")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of the collections, of which each training makes several."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let them be taken down as ever."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -234,6 +234,8 @@ def serve() -> None:
     import yolokd.cli
     import yolokd.trainers  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # what is imported needs no collection in any of the forks, which make many
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -488,7 +488,7 @@ PAIR = Pair((8, 16), (16, 32), (8, 16), 4)
 
 
 def test_a_bad_name_of_a_loss():
-    with pytest.raises(UserError, match="method='zz' does not exist. Methods: .*dfmsd.*gdetkd"):
+    with pytest.raises(UserError, match=r"method='zz' does not exist\. Methods: .*dfmsd.*gdetkd"):
         build("zz", PAIR, config.DEFAULTS)
 
 
@@ -543,7 +543,9 @@ def test_strange_data_that_can_be_used(name, files, tmp_path, capsys):
     folder = tmp_path / ("Bilder für Zürich 图像" if name.startswith("unicode") else "data")
     data = dataset(folder, **STRANGE[name])
     words = [word.format(**vars(files)) for word in TRAIN.split() if not word.startswith("data=")]
-    assert cli.main([*words, "nbs=2", f"data={data}", f"project={folder / 'my runs'}", "name=x"]) == 0
+    assert (
+        cli.main([*words, "method=dfmsd+pcd", "nbs=2", f"data={data}", f"project={folder / 'my runs'}", "name=x"]) == 0
+    )
     run = folder / "my runs" / "x"
     (row,) = rows(run)
     assert all(math.isfinite(row[f"train/{term}_loss"]) and row[f"train/{term}_loss"] > 0 for term in ("dfmsd", "pcd"))

@@ -146,6 +146,12 @@ def work(rank: int, port: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+def in_two_processes(task: Callable[..., None], *args: Any) -> None:
+    """Run a task in two processes, forked from one that has imported this module."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    multiprocessing.start_processes(task, args, nprocs=2, start_method="forkserver")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -156,7 +162,7 @@ def free_port() -> int:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes saw."""
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, (free_port(), str(folder)), nprocs=2)
+    in_two_processes(work, free_port(), str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -215,7 +221,7 @@ def test_all_machines_are_counted(
     assert trainer.device == torch.device("cuda", 1)
 
 
-def run_as_a_node(rank: int, port: int, folder: Path, data: Path, teacher: Path, results: Any) -> None:
+def run_as_a_node(rank: int, port: int, folder: Path, data: Path, teacher: Path) -> None:
     """Train as one of two processes that torchrun would start, on the CPU, with everything of the host but the GPU."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK="0")
     import ultralytics.engine.trainer as engine
@@ -244,22 +250,16 @@ def run_as_a_node(rank: int, port: int, folder: Path, data: Path, teacher: Path,
     student = torch.cat(
         [p.detach().flatten() for name, p in trainer.model.named_parameters() if "criterion" not in name]
     )
-    results[rank] = (adapters.double().sum().item(), student.double().sum().item(), len(trainer.train_loader))
+    found = (adapters.double().sum().item(), student.double().sum().item(), len(trainer.train_loader))
+    torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_two_machines_of_one_process_each_train_one_student(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with multiprocessing.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(
-            run_as_a_node, args=(port, tmp_path, tiny_data, tiny_teacher("yolov8n"), results), nprocs=2
-        )
-        found = dict(results)
+    in_two_processes(run_as_a_node, free_port(), tmp_path, tiny_data, tiny_teacher("yolov8n"))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert found[0] == found[1]  # the same adapters and the same student in both
     assert found[0][2] == 2  # 6 images among 2 processes, 2 of them a step
     assert len(rows(tmp_path / "run")) == 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from yolokd.files import keep_rows, save_whole, whole_checkpoints
+from yolokd.handover import missing_folders, remove_empty
 
 FULL = Path("/dev/full")  # a device that is always full
 
@@ -83,3 +84,13 @@ def test_rows_that_a_resumed_run_writes_again_are_taken_out(
 def test_without_results_there_is_nothing_to_take_out(tmp_path: Path) -> None:
     keep_rows(tmp_path / "results.csv", 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_are_removed_as_far_as_they_are_empty(tmp_path: Path) -> None:
+    wanted = tmp_path / "a" / "b" / "c"
+    made = missing_folders(wanted)
+    assert made == [wanted, wanted.parent, wanted.parent.parent]
+    wanted.parent.mkdir(parents=True)
+    (tmp_path / "a" / "kept.txt").touch()
+    remove_empty(made)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept.txt"]

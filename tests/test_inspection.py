@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.nn.tasks import RTDETRDetectionModel
 
 from tests.tiny import NAMES, save_model, tiny_args, tiny_criterion, tiny_model
 from yolokd import config
 from yolokd.cli import main
 from yolokd.errors import UserError
-from yolokd.inspection import inspect, sheets
+from yolokd.inspection import _run_of, inspect, sheets
 from yolokd.inspection.scene import Scene, detect, load_adapters, look
 from yolokd.inspection.sheet import Panel, Sheet
 from yolokd.inspection.views import mask_panel
@@ -232,14 +233,29 @@ def test_rect_leaves_out_the_grey_bars(given: SimpleNamespace, rect: bool, size:
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-@pytest.mark.parametrize("conf", [0.05, 0.999])
-def test_every_method_shows_something_or_says_why_not(given: SimpleNamespace, name: str, conf: float) -> None:
-    _, pages = seen(given, name, conf=conf)
+def test_every_method_shows_something_or_says_why_not(given: SimpleNamespace, name: str) -> None:
+    _, pages = seen(given, name)
     for page in pages:
         assert len(page.panels) >= 3
         own = [p for p in page.panels if name in p.title] + [*page.regions, *page.rankings]
         assert own or any(note.startswith(f"{name}: no ") for note in page.notes)
         assert any(f"{name}" in note and "Terms" in note for note in page.notes)
+        for panel in page.panels:
+            assert np.isfinite(panel.values).all()
+
+
+def test_where_the_teacher_finds_nothing_every_method_shows_something_or_says_why_not(given: SimpleNamespace) -> None:
+    scene, pages = seen(given, "+".join(LOSSES), conf=1.0)
+    assert len(scene.boxes) == 0
+    for page in pages:
+        assert len(page.panels) >= 3
+        (terms,) = [note for note in page.notes if "Terms" in note]
+        without = {name for note in page.notes if ": no " in note for name in note.split(": no ")[0].split(", ")}
+        for name in LOSSES:
+            shown = any(name in part.title for part in (*page.panels, *page.regions, *page.rankings))
+            shown = shown or (name == "ckd" and len(page.regions) > 0)  # those of sgfi, which are shown once
+            assert shown or name in without, name
+            assert name in terms
         for panel in page.panels:
             assert np.isfinite(panel.values).all()
 
@@ -316,7 +332,8 @@ def test_a_runs_settings_are_the_defaults(
 
 def test_pictures_go_to_a_folder_of_their_own_and_random_streams_stay(given: SimpleNamespace, tmp_path: Path) -> None:
     before = torch.get_rng_state()
-    options = {"teacher": given.teacher, "source": given.source, "imgsz": 64, "project": tmp_path, "method": "pkd"}
+    options = {"teacher": given.teacher, "source": given.source, "imgsz": SIDE, "project": tmp_path}
+    options |= {"method": "samkd+gdetkd", "conf": 0.05, "sgfi_regions": 12, "ckd_regions": 12}
     first = inspect(given.student, **options)
     assert torch.equal(torch.get_rng_state(), before)
     second = inspect(given.student, **options)
@@ -379,6 +396,7 @@ MISTAKES = {
     "key of training": ({"epochs": 3}, "epochs=3 is no key of inspect"),
     "unknown key": ({"dfmsd_gama": 1}, "similar: dfmsd_gamma"),
     "bad size": ({"imgsz": "big"}, "imgsz=big"),
+    "bad device": ({"device": "tpu"}, "device=tpu"),
 }
 
 
@@ -403,3 +421,31 @@ def test_a_folder_and_a_file_that_is_no_image_are_refused(given: SimpleNamespace
 def test_the_command_says_mistakes_with_code_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect"]) == 2
     assert "inspect needs model=" in capsys.readouterr().err
+
+
+def test_a_part_that_is_off_is_not_shown(given: SimpleNamespace) -> None:
+    for key, shown in (("samkd_feature", {"map"}), ("samkd_logit", {"mask"})):
+        _, pages = seen(given, "samkd", **{key: 0.0})
+        assert {panel.kind for page in pages for panel in titled(page, "samkd")} == shown
+
+
+def test_weights_of_plain_training_have_no_settings_of_ours(given: SimpleNamespace, tmp_path: Path) -> None:
+    weights = save_model(tiny_model(seed=1), tmp_path / "run" / "weights" / "best.pt")
+    assert _run_of(weights) == {}
+    (tmp_path / "run" / "args.yaml").write_text("model: yolov8n.pt\nepochs: 3\n", encoding="utf-8")
+    assert _run_of(weights) == {}
+
+
+def test_students_that_cannot_be_looked_at_are_refused(given: SimpleNamespace, tmp_path: Path) -> None:
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"model=.*other\.pt cannot be loaded"):
+        seen(SimpleNamespace(**{**vars(given), "student": str(tmp_path / "other.pt")}), "pkd")
+    four = save_model(tiny_model(seed=1, channels=4), tmp_path / "four.pt")
+    with pytest.raises(UserError, match=r"four\.pt takes 4 input channels; inspect reads colour and grey"):
+        seen(SimpleNamespace(**{**vars(given), "student": str(four)}), "pkd")
+
+
+def test_a_teacher_without_anchors_has_no_detections_to_show() -> None:
+    teacher = Teacher(*load_teacher(tiny_model("yolov8-rtdetr", task=RTDETRDetectionModel)))
+    with pytest.raises(UserError, match="anchor by anchor"):
+        detect(teacher, torch.zeros(1, 3, 64, 64), 0.5)

@@ -76,6 +76,15 @@ def test_maps_and_logits_are_resampled_as_whole_images(dtype: torch.dtype) -> No
     assert found.strides == (16,) and found.boxes is None and found.towers is None
 
 
+def test_maps_alone_are_resampled_where_they_need_it() -> None:
+    teacher = Taps([torch.rand(1, 3, 8, 8), torch.rand(1, 3, 4, 4)], (8, 16))
+    student = Taps([torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 4)], (16, 16))
+    found = onto_grid(teacher, student)
+    assert found.logits is None and found.boxes is None
+    assert [tuple(feat.shape) for feat in found.feats] == [(1, 3, 4, 4)] * 2
+    assert found.feats[1] is teacher.feats[1]
+
+
 def test_boxes_are_resampled_as_corners_in_the_students_pixels() -> None:
     """The teacher sees 96x144 where the student sees 64x96; all its anchors say one box, and so do the student's."""
     teacher = taps_of([(12, 18), (6, 9)], (8, 16), (15.0, 30.0, 90.0, 66.0))

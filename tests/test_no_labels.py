@@ -32,7 +32,7 @@ from yolokd.defaults import complete
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.outputs import read_output
-from yolokd.unlabeled.no_labels import class_names, describe, ready, renumber
+from yolokd.unlabeled.no_labels import LABELS, class_names, describe, ready, renumber, training_files
 from yolokd.unlabeled.sources import check_images, is_description
 from yolokd.unlabeled.stream import LABELED
 
@@ -339,3 +339,28 @@ def test_a_teacher_of_open_vocabulary_is_given_the_names() -> None:
     assert model.names == {0: "person"}
     with pytest.raises(UserError, match=r"text encoder is not at hand.*clip.*set_classes\(\['forklift'\]\)"):
         ready([Open(encoder=False)], {0: "forklift"})
+
+
+class OpenByEmbeddings(Open):
+    """One that takes embeddings of the names, as YOLOE does."""
+
+    def get_visual_pe(self) -> None:
+        """Embed images."""
+
+    def get_text_pe(self, names: list[str]) -> list[int]:
+        return [len(name) for name in names]
+
+    def set_classes(self, names: list[str], embeddings: list[int] | None = None) -> None:
+        assert embeddings == [len(name) for name in names]
+        super().set_classes(names)
+
+
+def test_a_teacher_that_takes_embeddings_is_given_those_of_the_names() -> None:
+    ready([model := OpenByEmbeddings(encoder=True)], {0: "forklift"})
+    assert model.set == ["forklift"] and model.names == {0: "forklift"}
+
+
+def test_validation_images_alone_are_nothing_to_learn_from(data: Path) -> None:
+    images = str(data.parent / "images" / "val")
+    with pytest.raises(UserError, match="all training images are validation images as well"):
+        training_files({"train": images, "val": images, LABELS: True}, "val")

@@ -12,7 +12,8 @@ import torch
 
 from tests.tiny import overrides_for
 from yolokd import cli
-from yolokd.costs.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, profile, text
+from yolokd.costs.memory import peak_bytes
+from yolokd.costs.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, _arms, profile, steps_peak, text
 from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio
 
 CPU = torch.device("cpu")
@@ -80,6 +81,42 @@ def test_a_profile_names_every_part_and_both_references(
     assert result["steps"][PLAIN]["ratio"] == 1
     words = text(result)
     assert "teacher" in words and "of a plain step" in words
+
+
+def test_memory_is_that_of_some_steps(tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]) -> None:
+    settings = overrides(tmp_path, tiny_data, tiny_teacher("yolov8n"), kd_gain=1.0)
+    assert steps_peak(settings, str(tmp_path)) > 1e8
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_memory_without_linux_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = peak_bytes(CPU)
+
+    def missing(self: Path, **_: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert peak_bytes(CPU) == pytest.approx(expected, rel=0.5)
+
+
+def test_the_built_in_is_left_out_where_it_does_not_take_the_run(tmp_path: Path) -> None:
+    assert list(_arms({"teacher": "t.pt", "model": "s.pt"})) == [PLAIN, BUILT_IN, OURS]
+    assert list(_arms({"teacher": "t.pt", "model": "s.pt", "quantize": 8})) == [PLAIN, OURS]
+
+
+def test_a_mistake_that_the_host_finds_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_data: Path,
+    tiny_teacher: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(given: dict[str, Any]) -> None:
+        raise ValueError("the host does not like it")
+
+    monkeypatch.setattr("yolokd.costs.profiling.profile", fails)
+    teacher = tiny_teacher("yolov8n")
+    assert cli.main(["profile", f"model={teacher}", f"teacher={teacher}", f"data={tiny_data}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "yolokd: the host does not like it"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tests.report_data import CLASSES, made_up_results, write_predictions, write
 from yolokd import cli, report
 from yolokd.errors import UserError
 from yolokd.report import charts, traces, view, words
-from yolokd.report.examples import Truth, find_examples, match
+from yolokd.report.examples import Truth, _thumbnail, find_examples, match
 from yolokd.report.html import TEMPLATES, html, safe_json
 
 
@@ -390,6 +390,32 @@ def test_matching_is_greedy_by_confidence_and_each_detection_counts_once():
     assert np.isnan(match(truth, [{**detections[0], "bbox": [9, 0, 10, 10]}])).all()  # IoU 1/3
 
 
+def test_detections_beyond_the_objects_of_their_class_find_nothing():
+    truth = Truth(np.array([[0, 0, 10, 10]], dtype=float), [(1, 0)], {}, {})
+    boxes = (([0, 0, 10, 10], 0.8), ([0, 0, 10, 9], 0.9))
+    found = match(truth, [{"image_id": 1, "category_id": 0, "bbox": box, "score": score} for box, score in boxes])
+    assert found.tolist() == [[0, 0, 10, 9]]  # the surer one, although the other fits better
+
+
+def test_what_is_no_image_has_no_thumbnail(tmp_path):
+    box = np.array([4.0, 4.0, 8.0, 8.0])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    for name in ("text.png", "empty.png", "missing.png"):
+        assert _thumbnail(tmp_path / name, box, box) is None
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "good.png"), np.zeros((32, 32, 3), dtype=np.uint8))
+    assert _thumbnail(tmp_path / "good.png", box, box) is not None
+    assert _thumbnail(tmp_path / "good.png", np.array([99.0, 99.0, 4.0, 4.0]), box) is None  # outside
+
+
+def test_a_curve_without_points_is_left_out():
+    drawn = [charts.Series("a", 0, [(1.0, 2.0, 1.0, 3.0), (2.0, 2.0, 1.0, 3.0)]), charts.Series("b", 1)]
+    both, one = (charts.lines(series, "t", "x", "y") for series in (drawn, drawn[:1]))
+    assert both.count("<polyline") == one.count("<polyline") == 1
+
+
 @pytest.fixture(scope="module")
 def with_images(tmp_path_factory):
     from yolokd.drawn.shapes import draw_dataset
@@ -433,6 +459,8 @@ def test_the_page_with_images_is_sound_and_small(with_images):
 def test_examples_without_images_or_predictions_say_why(with_images, tmp_path):
     folder, results = with_images
     assert "ground_truth.json" in find_examples(tmp_path, results).reason
+    alone = {**results, "arms": [arm for arm in results["arms"] if arm["name"] != "none"]}
+    assert "not one arm of plain training" in find_examples(folder, alone).reason
     gone = write_results(tmp_path / "gone", results)
     truth = json.loads((folder / "ground_truth.json").read_text())
     (gone / "ground_truth.json").write_text(json.dumps(truth))

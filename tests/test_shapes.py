@@ -133,6 +133,22 @@ def test_no_object_is_mostly_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.05 < hidden <= 0.35 + 1e-9  # there is overlap, but never over a third of a thing
 
 
+def test_what_finds_no_place_is_left_out() -> None:
+    crowded = Drawing(imgsz=32, objects=(60, 60), clutter=20)
+    _, labels = draw_image(crowded, 0, 0)
+    assert 1 <= len(labels) < 60
+
+
+def test_a_folder_that_cannot_be_put_in_its_place_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(shapes.os, "replace", fail)
+    with pytest.raises(PermissionError, match="not allowed"):
+        draw_dataset(tmp_path / "data", **TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_dataset_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = draw_dataset(tmp_path / "data", **TINY)
     before = {name: name.stat().st_mtime_ns for name in path.parent.rglob("*")}

@@ -294,6 +294,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
             kd_decay="constant",
             kd_gain=1.0,
             dfmsd_stages=[],
+            val=False,  # but for the last epoch
             save_period=1,
             **STILL,
         )

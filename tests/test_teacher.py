@@ -209,6 +209,22 @@ def test_bfloat16_is_read_from_the_processors_flags(monkeypatch: pytest.MonkeyPa
         assert bfloat16_is_fast(CPU) is fast
     assert not bfloat16_is_fast(torch.device("meta"))
 
+    def missing(self: Path, **_: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)  # as outside Linux
+    assert not bfloat16_is_fast(CPU)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_precision_is_the_processors_own_unless_it_is_given(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolokd.teachers.teacher.bfloat16_is_fast", lambda device: fast)
+    images = torch.rand(1, 3, 64, 64)
+    exact = prepared(tiny_model(seed=2))(images).branches["one2many"].logits
+    found = prepared(tiny_model(seed=2), dtype="auto")(images).branches["one2many"].logits
+    assert torch.equal(found.float(), exact.float()) != fast
+    assert close(found, exact, 0.1)
+
 
 def test_untrained_models_are_known_by_their_batch_statistics() -> None:
     assert is_untrained(tiny_model(trained=False))

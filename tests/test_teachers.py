@@ -25,7 +25,7 @@ from ultralytics.nn.tasks import (
     YOLOESegModel,
 )
 
-from tests.tiny import NAMES, rows, save_model, tiny_batch, tiny_criterion, tiny_model, train
+from tests.tiny import NAMES, overrides_for, rows, save_model, tiny_batch, tiny_criterion, tiny_model, train
 from yolokd import DistillationTrainer
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
@@ -256,6 +256,10 @@ def test_variants_of_other_levels_teach_what_they_share(name: str) -> None:
 
 
 # In training ----------------------------------------------------------------------------------------------------------
+class Stopped(Exception):
+    """Stands in for whatever ends a run after its first epoch."""
+
+
 @pytest.mark.parametrize(
     ("name", "method", "overrides"),
     [
@@ -270,11 +274,18 @@ def test_they_teach_in_a_run_with_its_preflight_and_resume(
 ) -> None:
     names = ("round", "box", "square", "hexagon") if "kd_class_map" in overrides else NAMES
     teacher = save_model(model_of(name, names), tmp_path / "teacher.pt")
-    settings = {"teacher": str(teacher), "method": method, "kd_preflight": True, "save_period": 1, **overrides}
-    trainer = train(tmp_path, tiny_data, **settings)
+    settings = {"teacher": str(teacher), "method": method, "kd_preflight": True, **overrides}
+    trainer = DistillationTrainer(overrides=overrides_for(tmp_path, tiny_data, **settings))
+
+    def stop(_: Any) -> None:
+        raise Stopped
+
+    trainer.add_callback("on_model_save", stop)
+    with pytest.raises(Stopped):
+        trainer.train()
     run = Path(trainer.save_dir)
     assert any("AP50 on" in message for message in said), said
-    resumed: Any = DistillationTrainer(overrides={"resume": str(run / "weights" / "epoch0.pt")})
+    resumed: Any = DistillationTrainer(overrides={"resume": str(run / "weights" / "last.pt")})
     for key, value in overrides.items():
         assert getattr(resumed.args, key) == value == yaml.safe_load((run / "args.yaml").read_text())[key]
     resumed.train()
