@@ -32,7 +32,8 @@ def row(arm: dict[str, Any], control: str) -> str:
     closed = "" if arm["gap_closed"] is None else f"{arm['gap_closed']:.0%}"
     spread = f" ± {100 * deviation:.2f}" if deviation is not None else ""
     name = NAMES.get(arm["name"], f"`{arm['name']}`")
-    return f"| {name} | {seeds} | {100 * mean:.2f}{spread} | {against} | {closed} | {arm['step_ratio']:.2f} |"
+    cost = f"{arm['step_ratio']:.2f}" if arm["step_ratio"] else ""
+    return f"| {name} | {seeds} | {100 * mean:.2f}{spread} | {against} | {closed} | {cost} |"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -62,7 +63,7 @@ def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
     for color, (name, result) in zip(plt.get_cmap("tab10").colors, results.items()):  # type: ignore[attr-defined]
         for arm in result["arms"]:
             versus = (arm["versus"] or {}).get("none")
-            if not versus or versus["low"] is None:
+            if not versus or versus["low"] is None or not arm["step_ratio"]:
                 continue
             gain, low, high = (100 * versus[key] for key in ("difference", "low", "high"))
             built_in = arm["name"] == "ultralytics"
