@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -19,6 +20,8 @@ import pytest
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolokd-tests-")
 os.environ["OMP_NUM_THREADS"] = "1"  # the maps of the tests are too small to share among threads
+# Where pytest is started in the background, SIGINT is ignored, and what is sent to it would be lost.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 atexit.register(shutil.rmtree, os.environ["YOLO_CONFIG_DIR"], ignore_errors=True)
 
 pytest.register_assert_rewrite("tests.loss_contract")

@@ -120,7 +120,12 @@ class Distilling(Configured, Ending, Feeding):
         with loading(self.args.kd_safe_load, what=f"model={self.args.model}", file=str(self.args.model)):
             if not self.resume:
                 inspect_start(self.args.pretrained)
-            super()._setup_train()
+            try:
+                super()._setup_train()
+            except RuntimeError as error:
+                if "no trainable parameters" not in str(error):
+                    raise
+                raise UserError(f"freeze={self.args.freeze} leaves nothing to train; freeze fewer layers") from error
         if self.criterion:
             if self.args.compile:
                 student: Any = unwrap_model(self.model)
