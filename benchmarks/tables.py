@@ -1,7 +1,4 @@
-"""Tables of docs/results.md from the comparisons in benchmarks/results, and the picture of gain against cost.
-
-python benchmarks/tables.py bccd-10-epochs demo ... picture=docs/gain-cost.png
-"""
+"""Tables of docs/results.md from the comparisons in benchmarks/results: python benchmarks/tables.py NAME..."""
 
 from __future__ import annotations
 
@@ -52,42 +49,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Draw every arm's gain over plain training against the time of its step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
-    for color, (name, result) in zip(plt.get_cmap("tab10").colors, results.items()):  # type: ignore[attr-defined]
-        for arm in result["arms"]:
-            versus = (arm["versus"] or {}).get("none")
-            if not versus or versus["low"] is None or not arm["step_ratio"]:
-                continue
-            gain, low, high = (100 * versus[key] for key in ("difference", "low", "high"))
-            built_in = arm["name"] == "ultralytics"
-            axes.errorbar(
-                arm["step_ratio"], gain, yerr=[[gain - low], [high - gain]], color=color, capsize=3,
-                marker="s" if built_in else "o", mfc="white" if built_in else color, label=None if built_in else name,
-            )  # fmt: skip
-    axes.axhline(0, color="0.6", lw=0.8)
-    axes.set_yscale("symlog", linthresh=2)
-    axes.set_xlabel("time of a step, x plain")
-    axes.set_ylabel("AP over plain training, 95 % interval")
-    axes.legend(title="filled: default method\nhollow: built-in", fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
-def main(words: list[str]) -> None:
-    """Print the tables of the named comparisons, and draw the picture where one is asked for."""
-    names = [word for word in words if "=" not in word]
-    results = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names}
-    for name, result in results.items():
+def main(names: list[str]) -> None:
+    """Print the tables of the named comparisons."""
+    for name in names:
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         print(f"\n{name}\n{table(result)}")
-    for word in words:
-        if word.startswith("picture="):
-            picture(results, Path(word.removeprefix("picture=")))
 
 
 if __name__ == "__main__":
