@@ -483,10 +483,17 @@ def test_a_distilled_student_fine_tunes_as_any_other(
 def test_recovery_from_a_loss_that_is_not_a_number(
     family: str, kd_val: bool, tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher
 ) -> None:
+    seen: list[dict[str, Any]] = []
+    stepped: set[int] = set()
+
     class Broken(DistillationTrainer):
         """Spoils the images of the second epoch once."""
 
         broken = False
+
+        def optimizer_step(self) -> None:
+            stepped.add(len(seen))
+            super().optimizer_step()
 
         def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
             batch = super().preprocess_batch(batch)
@@ -506,7 +513,6 @@ def test_recovery_from_a_loss_that_is_not_a_number(
             kd_val=kd_val,
         )
     )
-    seen: list[dict[str, Any]] = []
     trainer.add_callback("on_train_epoch_start", lambda trainer: seen.append(copy.deepcopy(trainer.criterion.state())))
     trainer.train()
     assert trainer.broken
@@ -516,8 +522,10 @@ def test_recovery_from_a_loss_that_is_not_a_number(
     assert seen[1]["calibration"] == seen[2]["calibration"]
     found = rows(trainer.save_dir)
     assert [row["epoch"] for row in found] == [1, 2, 3]
-    for row in found:
-        assert all(math.isfinite(value) for key, value in row.items() if not key.startswith("val/")), row
+    for row, turn in zip(found, (1, 3, 4)):
+        norms = set() if turn in stepped else {"kd/student_grad_norm", "kd/adapter_grad_norm"}  # hosts before 8.4.170
+        unknown = {key for key, value in row.items() if not math.isfinite(value) and not key.startswith("val/")}
+        assert unknown <= norms, row
     assert "criterion" not in load_checkpoint(trainer.last)[0]._modules
 
 
