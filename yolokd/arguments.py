@@ -100,7 +100,7 @@ class Configured(_Host):
             try:
                 with autocast(torch.bfloat16, device=self.device.type):
                     pass
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:  # the latter from hosts that do not know bf16 yet
                 raise UserError(
                     f"amp=bf16 needs a GPU with native bfloat16, which device={self.device.type} has not; leave amp out"
                 ) from error
