@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-RELEASES = ("8.4.104", "8.4.115", "8.4.125", "8.4.140", "8.4.155", "8.4.170", "8.4.180", "8.4.190")
+RELEASES = ("8.4.115", "8.4.125", "8.4.140", "8.4.148", "8.4.155", "8.4.170", "8.4.180", "8.4.190")
 TESTS = ("tests/test_host_contract.py", "tests/test_criterion.py", "tests/test_trainer.py", "tests/test_unlabeled.py")
 
 

@@ -9,7 +9,7 @@ from ultralytics import __version__
 from ultralytics.data import utils
 from ultralytics.utils import LOGGER
 
-SUPPORTED = ">=8.4.104,<9"  # as in pyproject.toml; older criteria return their items as a tensor without names
+SUPPORTED = ">=8.4.115,<9"  # as in pyproject.toml; docs/reliability.md says what fails below
 
 
 def get_split_fraction(fraction: Any, split: str) -> Any:

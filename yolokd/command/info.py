@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 
-SUPPORTED = {"ultralytics": ">=8.4.104,<9", "torch": ">=2.6"}  # the ranges in pyproject.toml
+SUPPORTED = {"ultralytics": ">=8.4.115,<9", "torch": ">=2.6"}  # the ranges in pyproject.toml
 PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "scipy", "pycocotools", "onnx", "onnxruntime", "onnxslim")
 IMAGE_SIZE = 320  # for the cost of a method
 LEFT_OUT = {  # name: signal, paper, what the paper states, why we have it not
