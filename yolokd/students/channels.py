@@ -116,21 +116,21 @@ def channel_flow(model: Any) -> ChannelFlow:
         model (nn.Module): A detector of the host; its state is left as it was.
     """
     flow, handles = ChannelFlow(), []
-    makers: dict[int, str] = {}
+    makers: dict[int, tuple[torch.Tensor, str]] = {}  # the tensor is held, so that its id stays its own
 
     def before(name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if origin := flow.of(inputs[0]):
                 flow.inputs[name] = origin
             if id(inputs[0]) in makers and not isinstance(module, CONVS):
-                flow.normalises[name] = makers[id(inputs[0])]
+                flow.normalises[name] = makers[id(inputs[0])][1]
 
         return note
 
     def after(name: str) -> Any:
         def note(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             width = output.shape[1]
-            makers[id(output)] = name
+            makers[id(output)] = output, name
             flow.put(output, flow.of(inputs[0]) if is_depthwise(module) else (Slice(name, 0, width, width),))
 
         return note
