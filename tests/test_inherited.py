@@ -155,7 +155,18 @@ def test_families(student: str, teacher: str) -> None:
     assert torch.isfinite(raw(small, torch.rand(1, 3, IMGSZ, IMGSZ))).all()
 
 
-def test_when_a_student_starts_from_its_teacher() -> None:
+def test_where_the_teacher_is_narrower_nothing_changes() -> None:
+    """What does not fit keeps its weights, and the statistics behind it."""
+    student, teacher = tiny_model("yolov8s", seed=1), tiny_model("yolov8n", seed=2)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    theirs = teacher.state_dict()
+    share = select_weights(student, teacher, CLASSES)
+    narrower = [key for key, value in before.items() if any(a < b for a, b in zip(theirs[key].shape, value.shape))]
+    assert 0 < share < 0.5 and any(key.endswith("running_var") for key in narrower)
+    assert all(torch.equal(before[key], student.state_dict()[key]) for key in narrower)
+
+
+def test_when_a_student_starts_from_its_teacher(said: list[str]) -> None:
     """Random students do by default, others when asked, and another family never."""
     names, teacher = dict(enumerate(NAMES)), tiny_model("yolov8s", seed=2)
 
@@ -168,7 +179,9 @@ def test_when_a_student_starts_from_its_teacher() -> None:
     assert changed("auto", True, [teacher]) and changed("teacher", False, [teacher])
     assert changed("auto", True, [tiny_model("yolo11n"), teacher])
     assert not changed("auto", False, [teacher]) and not changed("none", True, [teacher])
+    said.clear()
     assert not changed("auto", True, [tiny_model("yolo11n")])
+    assert said == ["distillation: no teacher is of the student's family, so it starts from random weights"]
     with pytest.raises(UserError, match="kd_init=teacher needs a teacher of the student's family"):
         changed("teacher", True, [tiny_model("yolo11n")])
 

@@ -58,21 +58,24 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int]) -> fl
             continue
         known = own.inputs.get(name), theirs.inputs.get(name)
         picks: dict[int, torch.Tensor] = {}
-        scale: torch.Tensor | None = None
-        rows = None
+        scale, rows, mean = None, None, 1.0
         if isinstance(module, nn.BatchNorm2d) or is_depthwise(module):
             picks[0], _ = matching(*known, *_widths(module, other, 0))
         elif isinstance(module, nn.Conv2d) and module.groups == 1:
             picks[1], ratios = matching(*known, *_widths(module, other, 1))
-            means[name] = float(ratios.mean()) if name in normalised else 1.0
-            scale = (ratios / means[name]).view(-1, 1, 1)
+            mean = float(ratios.mean()) if name in normalised else 1.0
+            scale = (ratios / mean).view(-1, 1, 1)
         if name in class_layers:
             rows = torch.tensor([*classes], dtype=torch.long)
             picks[0] = torch.tensor([*classes.values()], dtype=torch.long)
+        numbers: dict[str, int] = {}
         for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if (source := getattr(other, key, None)) is not None:
-                number = _take(value.detach(), source.detach(), picks, rows, scale if key == "weight" else None)
-                taken += number if isinstance(value, nn.Parameter) else 0
+                numbers[key] = _take(value.detach(), source.detach(), picks, rows, scale if key == "weight" else None)
+        taken += sum(numbers.get(key, 0) for key, _ in module.named_parameters(recurse=False))
+        if not numbers.get("weight"):
+            continue
+        means[name] = mean
         if isinstance(module, nn.BatchNorm2d):
             _divide_input(module, means.get(own.normalises.get(name, ""), 1.0))
     return taken / sum(parameter.numel() for parameter in student.parameters())
@@ -133,7 +136,7 @@ def _class_layers(model: Any) -> set[str]:
 def start_from_teacher(
     student: Any, teachers: Sequence[Any], names: Mapping[int, str], args: Any, random: bool
 ) -> None:
-    """Let a student start from its teacher's weights where `kd_init` says so, or say why it does not.
+    """Let a student start from its teacher's weights where `kd_init` says so, or say that none of them fits.
 
     Args:
         student (nn.Module): The student.
@@ -154,6 +157,7 @@ def start_from_teacher(
                 "kd_init=teacher needs a teacher of the student's family, built of the same layers at another scale, "
                 "i.e. yolov8x for yolov8n. Leave kd_init out, or take such a teacher"
             )
+        LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")
         return
     matches = match_classes(names, class_names(teacher), args.kd_class_map)
     classes = {own: other if isinstance(other, int) else other[0] for own, other in matches}
