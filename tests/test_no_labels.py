@@ -263,7 +263,7 @@ def test_what_is_not_said_is_chosen_for_it() -> None:
         "method": "bckd"
     }
     two = {"teacher": ["a.pt", "b.pt"]}
-    assert complete(two)["method"] == "dfmsd+pcd"
+    assert complete(two)["method"] == "dfmsd" == complete(two, {}, "rtdetr")["method"]
     assert complete({**two, "kd_teachers": "together"}) == {**two, "kd_teachers": "together"}
     assert complete({**two, "method": "dfmsd"})["method"] == "dfmsd"
     assert class_names("car") == {0: "car"}

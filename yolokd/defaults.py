@@ -7,8 +7,6 @@ from typing import Any
 
 from yolokd import config
 
-WITHOUT_LABELS = {"kd_share": 1.0}
-
 
 def complete(overrides: dict[str, Any], base: Mapping[str, Any] | None = None, kind: str = "detect") -> dict[str, Any]:
     """Return overrides with what the others among them ask for.
@@ -24,14 +22,12 @@ def complete(overrides: dict[str, Any], base: Mapping[str, Any] | None = None, k
         base (Mapping[str, Any] | None): What a configuration file sets beside them.
         kind (str): Kind of student, a key of `TRAINERS`.
     """
-    chosen: dict[str, Any] = dict(WITHOUT_LABELS) if overrides.get("kd_names") else {}
+    chosen: dict[str, Any] = {"kd_share": 1.0} if overrides.get("kd_names") else {}
     given = {**(base or {}), **overrides}
     if "method" not in given:
         staged = len(config.teachers(given.get("teacher"))) > 1 and given.get("kd_teachers") != "together"
-        if kind == "rtdetr":
+        if kind == "rtdetr" or staged:
             chosen["method"] = "dfmsd"
-        elif staged:
-            chosen["method"] = "dfmsd+pcd"
         elif kind == "obb":
             chosen["bckd_box"] = 0.0
     return {**{key: value for key, value in chosen.items() if key not in given}, **overrides}
