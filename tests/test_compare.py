@@ -68,6 +68,7 @@ def test_wrong_seeds(value: Any) -> None:
 
 def test_controls_are_added_unless_turned_off() -> None:
     assert arm_names(["pcd"]) == ["none", "ultralytics", "pcd"]
+    assert arm_names(KEYS["methods"]) == ["none", "ultralytics", config.DEFAULTS["method"]]
     assert arm_names("pcd,none") == ["none", "ultralytics", "pcd"]
     assert arm_names(["pcd"], controls=False) == ["pcd"]
     assert arm_names("pcd,none", controls=False) == ["none", "pcd"]

@@ -13,6 +13,7 @@ import pytest
 from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
+from yolokd import config
 from yolokd.drawn.demo import Arm, run_demo, table, verdict
 from yolokd.drawn.picture import match
 from yolokd.errors import UserError
@@ -119,7 +120,7 @@ def test_a_small_demo_leaves_all_files_and_takes_over_what_is_done(
     alone, distilled = args("alone"), args("distilled")
     different = {key for key in alone if alone[key] != distilled.get(key)}
     assert different <= {"name", "save_dir"}  # the students differ in nothing else
-    assert distilled["method"] == "bckd" and "method" not in alone
+    assert distilled["method"] == config.DEFAULTS["method"] and "method" not in alone
 
     before = {name: path.stat().st_mtime_ns for name, path in weights.items()}
     train = YOLO.train

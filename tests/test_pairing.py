@@ -8,7 +8,7 @@ import torch
 from tests.tiny import NAMES, tiny_args, tiny_batch, tiny_criterion, tiny_model
 from yolokd import config
 from yolokd.errors import UserError
-from yolokd.losses import build
+from yolokd.losses import LOSSES, build
 from yolokd.outputs import read_output
 from yolokd.pairs.assembly import build_criterion, unit_shares
 from yolokd.pairs.classes import data_classes, fold, match_classes
@@ -235,6 +235,19 @@ def test_shares_are_divided_by_the_methods_gains_and_then_the_parts() -> None:
     shares = unit_shares(modules("dfmsd", "pcd"), args)
     assert shares == pytest.approx({"dfmsd": 0.1, "pcd_grouped": 0.15, "pcd_binary": 0.15})
     assert sum(shares.values()) == pytest.approx(0.4)
+
+
+def test_each_method_has_its_own_share_where_none_is_given() -> None:
+    """0.3 and 3, halved between two methods, bckd's once more between its parts: 0.3/2, 3/4, 3/4; alone 3/2, 3/2."""
+    args = tiny_args(method="dfmsd+bckd", teacher="a.pt")
+    found = unit_shares(modules("dfmsd", "bckd"), args)
+    assert found == pytest.approx({"dfmsd": 0.15, "bckd_cls": 0.75, "bckd_box": 0.75})
+    assert unit_shares(modules("bckd"), args) == pytest.approx({"bckd_cls": 1.5, "bckd_box": 1.5})
+    text = config.KEYS["kd_share"].meaning
+    assert "auto takes 3 for bckd and 0.3 for the others" in text
+    assert {name: loss.share for name, loss in LOSSES.items()} == {
+        name: 3.0 if name == "bckd" else 0.3 for name in LOSSES
+    }
 
 
 def test_fixed_gains_are_multiplied() -> None:
