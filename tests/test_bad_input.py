@@ -396,7 +396,7 @@ def test_a_file_that_may_not_be_read(key, name, fix, files, capsys, tmp_path, mo
 CALLS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"teacher": None}, ("needs a teacher", "teacher=yolov8x.pt")),
     ({"teacher": 5}, ("teacher=5", "must be")),
-    ({"teacher": object()}, ("teacher=", "must be")),
+    ({"teacher": ...}, ("teacher=", "must be")),
     ({"teacher": ["{teacher}", torch.nn.Linear(1, 1)]}, ("teacher=", "not both")),
     ({"teacher": torch.nn.Linear(1, 1)}, ("teacher", "must be a YOLO detection model")),
     ({"teacher": "{root}/missing.pt"}, ("teacher=.*missing.pt",)),

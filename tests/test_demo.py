@@ -61,6 +61,11 @@ def test_a_clear_gain_is_called_one_with_its_share_of_the_way_to_the_teacher() -
     assert "one seed" in text
 
 
+def test_a_student_above_its_teacher_is_called_so() -> None:
+    text = verdict(arms(0.40, 0.20, 0.42), interval(0.2, 0.24), "bckd")
+    assert "better than alone by 22.0 AP" in text and "and than its teacher by 2.0" in text and "% of" not in text
+
+
 def test_an_interval_around_zero_is_no_gain_in_either_direction() -> None:
     for distilled in (0.21, 0.19):
         text = verdict(arms(0.40, 0.20, distilled), interval(-0.02, 0.02), "pcd")

@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_model
-from yolokd.errors import UserError
+from tests.tiny import IMGSZ, tiny_model
+from tests.widening import CLASSES, raw, widened
 from yolokd.students.channels import Slice, channel_flow, matching
-from yolokd.students.inherited import same_family, select_weights, start_from_teacher
-
-CLASSES = {index: index for index in range(len(NAMES))}
-JOINED = {12: (9, 6), 15: (12, 4), 18: (15, 12), 21: (18, 9)}  # yolov8: block behind each concatenation, what is joined
-
-
-def input_parts(model: Any, name: str, width: int) -> list[int]:
-    """Return the widths that are joined before a layer of a yolov8, from its architecture."""
-    _, index, *rest = name.split(".")
-    layer = model.model[int(index)]
-    if rest[:2] == ["cv1", "conv"] and int(index) in JOINED:
-        return [model.model[source].cv2.conv.out_channels for source in JOINED[int(index)][:1]] + [
-            width - model.model[JOINED[int(index)][0]].cv2.conv.out_channels
-        ]
-    if rest[:2] == ["cv2", "conv"] and type(layer).__name__ == "C2f":
-        return [layer.c] * (2 + len(layer.m))
-    if rest[:2] == ["cv2", "conv"] and type(layer).__name__ == "SPPF":
-        return [layer.cv1.conv.out_channels] * 4
-    return [width]
-
-
-def widened(small: Any, large: Any) -> Any:
-    """Return the large yolov8 with weights that make it the small one's function.
-
-    Every channel stands as often as the widths' ratio says, weights are divided by it, and what deeper blocks add is
-    multiplied by zero.
-    """
-    own = dict(small.named_modules())
-    with torch.no_grad():
-        for name, module in large.named_modules():
-            if name not in own:
-                continue
-            for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                source = getattr(own[name], key)
-                if value.ndim:
-                    source = source.repeat_interleave(value.shape[0] // source.shape[0], 0)
-                if value.ndim == 4 and isinstance(module, nn.Conv2d):
-                    theirs = input_parts(large, name, value.shape[1])
-                    mine = input_parts(small, name, source.shape[1])
-                    pieces = source.split(mine, 1)
-                    columns = [
-                        piece.repeat_interleave(width // piece.shape[1], 1) / (width // piece.shape[1])
-                        for piece, width in zip(pieces, theirs)
-                    ]
-                    rest = value.shape[1] - sum(column.shape[1] for column in columns)
-                    source = torch.cat([*columns, torch.zeros(len(value), rest, *value.shape[2:])], 1)
-                value.copy_(source)
-    return large
-
-
-def raw(model: Any, image: torch.Tensor) -> torch.Tensor:
-    """Return a detector's decoded output."""
-    with torch.no_grad():
-        output: torch.Tensor = model.eval()(image)[0]
-    return output
+from yolokd.students.inherited import same_family, select_weights
 
 
 @pytest.mark.parametrize("scale", ["yolov8s", "yolov8l"])
@@ -164,44 +108,3 @@ def test_where_the_teacher_is_narrower_nothing_changes() -> None:
     narrower = [key for key, value in before.items() if any(a < b for a, b in zip(theirs[key].shape, value.shape))]
     assert 0 < share < 0.5 and any(key.endswith("running_var") for key in narrower)
     assert all(torch.equal(before[key], student.state_dict()[key]) for key in narrower)
-
-
-def test_when_a_student_starts_from_its_teacher(said: list[str]) -> None:
-    """Random students do by default, others when asked, and another family never."""
-    names, teacher = dict(enumerate(NAMES)), tiny_model("yolov8s", seed=2)
-
-    def changed(init: str, random: bool, teachers: list[Any]) -> bool:
-        student = tiny_model(seed=1)
-        before = student.model[0].conv.weight.detach().clone()
-        start_from_teacher(student, teachers, names, SimpleNamespace(kd_init=init, kd_class_map=None), random)
-        return not torch.equal(before, student.model[0].conv.weight)
-
-    assert changed("auto", True, [teacher]) and changed("teacher", False, [teacher])
-    assert changed("auto", True, [tiny_model("yolo11n"), teacher])
-    assert not changed("auto", False, [teacher]) and not changed("none", True, [teacher])
-    said.clear()
-    assert not changed("auto", True, [tiny_model("yolo11n")])
-    assert said == ["distillation: no teacher is of the student's family, so it starts from random weights"]
-    with pytest.raises(UserError, match="kd_init=teacher needs a teacher of the student's family"):
-        changed("teacher", True, [tiny_model("yolo11n")])
-
-
-@pytest.mark.parametrize("init, takes", [("auto", True), ("none", False)])
-def test_training_starts_there(tmp_path: Path, tiny_data: Path, init: str, takes: bool) -> None:
-    """Before the first step, student and EMA hold the selected weights."""
-    teacher = tiny_model("yolov8s", seed=2)
-    path = save_model(teacher, tmp_path / "teacher.pt")
-    trainer = set_up(tmp_path, tiny_data, model="yolov8n.yaml", teacher=str(path), method="bckd", kd_init=init)
-    wanted = teacher.model[1].conv.weight[::2, ::2]
-    for model in (trainer.model, trainer.ema.ema):
-        assert torch.allclose(model.model[1].conv.weight, wanted) == takes
-
-
-def test_pretrained_students_keep_their_weights(tmp_path: Path, tiny_data: Path) -> None:
-    """A checkpoint as student stays what it is, unless kd_init=teacher."""
-    student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
-    files = {"model": save_model(student, tmp_path / "s.pt"), "teacher": save_model(teacher, tmp_path / "t.pt")}
-    settings = {key: str(path) for key, path in files.items()}
-    for init, wanted in (("auto", student.model[0].conv.weight), ("teacher", teacher.model[0].conv.weight[::2])):
-        trainer = set_up(tmp_path, tiny_data, **settings, method="bckd", kd_init=init)
-        assert torch.equal(trainer.model.model[0].conv.weight, wanted)

@@ -238,15 +238,15 @@ def test_shares_are_divided_by_the_methods_gains_and_then_the_parts() -> None:
 
 
 def test_each_method_has_its_own_share_where_none_is_given() -> None:
-    """0.3 and 3, halved between two methods, bckd's once more between its parts: 0.3/2, 3/4, 3/4; alone 3/2, 3/2."""
+    """0.3 and 1, halved between two methods, bckd's once more between its parts: 0.3/2, 1/4, 1/4; alone 1/2, 1/2."""
     args = tiny_args(method="dfmsd+bckd", teacher="a.pt")
     found = unit_shares(modules("dfmsd", "bckd"), args)
-    assert found == pytest.approx({"dfmsd": 0.15, "bckd_cls": 0.75, "bckd_box": 0.75})
-    assert unit_shares(modules("bckd"), args) == pytest.approx({"bckd_cls": 1.5, "bckd_box": 1.5})
+    assert found == pytest.approx({"dfmsd": 0.15, "bckd_cls": 0.25, "bckd_box": 0.25})
+    assert unit_shares(modules("bckd"), args) == pytest.approx({"bckd_cls": 0.5, "bckd_box": 0.5})
     text = config.KEYS["kd_share"].meaning
-    assert "auto takes 3 for bckd and 0.3 for the others" in text
+    assert "auto takes 1 for bckd and 0.3 for the others" in text
     assert {name: loss.share for name, loss in LOSSES.items()} == {
-        name: 3.0 if name == "bckd" else 0.3 for name in LOSSES
+        name: 1.0 if name == "bckd" else 0.3 for name in LOSSES
     }
 
 

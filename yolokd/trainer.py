@@ -21,10 +21,10 @@ from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
 from yolokd.pairs.assembly import build_criterion
 from yolokd.rng import preserved_rng
 from yolokd.state import FILE, find_state, forget_adapters, write_state
-from yolokd.students.inherited import start_from_teacher
 from yolokd.students.kinds import check_kind
 from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
+from yolokd.students.start import start_from_teacher
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.teachers.teacher_run import fine_tune
 from yolokd.trust import inspect_file, inspect_start, loading
@@ -96,15 +96,14 @@ class Distilling(Configured, Ending, Feeding):
         loaded = [load_teacher(source) for source in self.teacher_objects or as_list(self.args.teacher)]
         if self.args.kd_names:
             no_labels.ready([teacher for teacher, _ in loaded], self.data["names"], self.args.kd_class_map)
-        if not self.resume:
-            start_from_teacher(
-                model, [teacher for teacher, _ in loaded], self.data["names"], self.args, self._random_start
-            )
         check = self.args.kd_preflight and not self.resume and RANK in {-1, 0}
         teachers = [Teacher(teacher, identity) for teacher, identity in loaded]
         if check:
             preflight.check_teachers(model, teachers, self.data["names"], self.args)
             self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded]
+        if not self.resume:
+            models, names = [teacher for teacher, _ in loaded], self.data["names"]
+            start_from_teacher(model, models, self.sample_images, names, self.args, self._random_start)
         self.criterion = build_criterion(model, teachers, self.methods, self.args)
         put_on(model, self.criterion)
 

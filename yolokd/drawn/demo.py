@@ -71,8 +71,8 @@ def run_demo(
 
     The teacher is a yolov8n, the student a yolov8n of half its width, all from random weights; nothing is downloaded.
     The two students differ in nothing but the distillation: same images, epochs, seed and order of batches. To that
-    belongs where they start: the distilled one takes a selection of its teacher's weights (`kd_init`). A second
-    call with the same arguments takes over the teacher and the student alone, so that methods can be tried one by one.
+    belongs where they start: the distilled one from weights fitted to its teacher (`kd_init`). A second call with the
+    same arguments takes over the teacher and the student alone, so that methods can be tried one by one.
 
     Args:
         out (str): Folder of all files.
@@ -179,7 +179,9 @@ def verdict(arms: Sequence[Arm], difference: Any, method: str) -> str:
     interval = f"95 % interval over the validation images: {low:+.1f} to {high:+.1f}"
     if low > 0:
         text = f"With {method} the student is better than alone by {gain:.1f} AP ({interval})"
-        if teacher > alone:
+        if teacher > alone and gain >= teacher - alone:
+            text += f",\nand than its teacher by {gain - teacher + alone:.1f}"
+        elif teacher > alone:
             text += (
                 f",\nwhich is {100 * gain / (teacher - alone):.0f} % of the way from the student alone to the teacher"
             )
@@ -190,7 +192,7 @@ def verdict(arms: Sequence[Arm], difference: Any, method: str) -> str:
     else:
         text = f"With {method} the student is not clearly better than alone: {gain:+.1f} AP ({interval})"
     return (
-        f"{text}.\nIt starts from a selection of the teacher's weights (kd_init), the one alone from random ones.\n"
+        f"{text}.\nIt starts from weights fitted to its teacher's (kd_init), the one alone from random ones.\n"
         "This is one run with one seed; another seed gives other numbers, try seed=1."
     )
 

@@ -46,7 +46,7 @@ class BCKDLoss(DistillLoss):
     part_names: ClassVar[tuple[str, ...]] = ("cls", "box")
     needs_logits: ClassVar[bool] = True
     needs_boxes: ClassVar[bool] = True
-    share: ClassVar[float] = 3.0
+    share: ClassVar[float] = 1.0
 
     def __init__(self, pair: Pair, cls: float = 1.0, box: float = 1.0, beta: float = 1.0):
         """Keep the weights and the exponent.

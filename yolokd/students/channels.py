@@ -144,7 +144,7 @@ def channel_flow(model: Any) -> ChannelFlow:
     size = 2 * int(model.stride.max())
     image = torch.zeros(1, input_channels(model), size, size, device=weight.device, dtype=weight.dtype)
     try:
-        with torch.no_grad(), _raw_outputs(model), flow:
+        with torch.no_grad(), raw_outputs(model), flow:
             model(image)
     finally:
         for handle in handles:
@@ -153,7 +153,7 @@ def channel_flow(model: Any) -> ChannelFlow:
 
 
 @contextmanager
-def _raw_outputs(model: Any) -> Iterator[None]:
+def raw_outputs(model: Any) -> Iterator[None]:
     """Let a model run with its statistics held and its head's output not decoded, as in training."""
     modes = {module: module.training for module in model.modules()}
     try:

@@ -1,22 +1,17 @@
-"""Students that start from a selection of their teacher's weights in place of random ones."""
+"""A selection of a teacher's weights for a student of the same family."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from ultralytics.nn.modules.head import Detect
 
-from yolokd.errors import UserError
-from yolokd.pairs.classes import match_classes
 from yolokd.students.channels import channel_flow, evenly, is_depthwise, matching
-from yolokd.teachers.heads import BRANCH_PREFIXES, class_names
+from yolokd.teachers.heads import BRANCH_PREFIXES
 from yolokd.teachers.neck import input_channels
-
-LOGGER = logging.getLogger("ultralytics")
 
 
 def same_family(student: Any, teacher: Any) -> bool:
@@ -49,7 +44,7 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int]) -> fl
         (float): The share of the student's parameters that were taken.
     """
     own, theirs = channel_flow(student), channel_flow(teacher)
-    others, class_layers = dict(teacher.named_modules()), _class_layers(student)
+    others, heads = dict(teacher.named_modules()), class_layers(student)
     normalised, taken = set(own.normalises.values()), 0
     means: dict[str, float] = {}
     for name, module in sorted(student.named_modules(), key=lambda item: isinstance(item[1], nn.BatchNorm2d)):
@@ -65,7 +60,7 @@ def select_weights(student: Any, teacher: Any, classes: Mapping[int, int]) -> fl
             picks[1], ratios = matching(*known, *_widths(module, other, 1))
             mean = float(ratios.mean()) if name in normalised else 1.0
             scale = (ratios / mean).view(-1, 1, 1)
-        if name in class_layers:
+        if name in heads:
             rows = torch.tensor([*classes], dtype=torch.long)
             picks[0] = torch.tensor([*classes.values()], dtype=torch.long)
         numbers: dict[str, int] = {}
@@ -122,47 +117,21 @@ def _take(
     return source.numel()
 
 
-def _class_layers(model: Any) -> set[str]:
+def class_layers(model: Any) -> set[str]:
     """Return the names of the convolutions whose outputs are class logits; none for a head that is no grid's."""
+    return _last_of(model, "cv3")
+
+
+def output_layers(model: Any) -> set[str]:
+    """Return the names of the convolutions that give boxes or class logits; none for a head that is no grid's."""
+    return _last_of(model, "cv2") | _last_of(model, "cv3")
+
+
+def _last_of(model: Any, tower: str) -> set[str]:
     head, place = model.model[-1], f"model.{len(model.model) - 1}"
     names = set()
     for prefix in BRANCH_PREFIXES.values() if isinstance(head, Detect) else ():
-        for level, tower in enumerate(getattr(head, f"{prefix}cv3", None) or ()):
-            last = [name for name, module in tower.named_modules() if isinstance(module, nn.Conv2d)][-1]
-            names.add(f"{place}.{prefix}cv3.{level}.{last}")
+        for level, layers in enumerate(getattr(head, f"{prefix}{tower}", None) or ()):
+            last = [name for name, module in layers.named_modules() if isinstance(module, nn.Conv2d)][-1]
+            names.add(f"{place}.{prefix}{tower}.{level}.{last}")
     return names
-
-
-def start_from_teacher(
-    student: Any, teachers: Sequence[Any], names: Mapping[int, str], args: Any, random: bool
-) -> None:
-    """Let a student start from its teacher's weights where `kd_init` says so, or say that none of them fits.
-
-    Args:
-        student (nn.Module): The student.
-        teachers (Sequence[nn.Module]): Teachers, not fused; the first one of the student's family is taken.
-        names (Mapping[int, str]): The data's class names.
-        args (Any): The run's arguments.
-        random (bool): Whether the student's weights are random; `kd_init=auto` leaves others as they are.
-
-    Raises:
-        UserError: With `kd_init=teacher` and no teacher of the student's family.
-    """
-    if args.kd_init == "none" or (args.kd_init == "auto" and not random):
-        return
-    teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
-    if teacher is None:
-        if args.kd_init == "teacher":
-            raise UserError(
-                "kd_init=teacher needs a teacher of the student's family, built of the same layers at another scale, "
-                "i.e. yolov8x for yolov8n. Leave kd_init out, or take such a teacher"
-            )
-        LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")
-        return
-    matches = match_classes(names, class_names(teacher), args.kd_class_map)
-    classes = {own: other if isinstance(other, int) else other[0] for own, other in matches}
-    share = select_weights(student, teacher, classes)
-    LOGGER.info(
-        f"distillation: the student starts from its teacher's weights, {share:.0%} of its own are selected from them "
-        "(kd_init=none starts from random ones)"
-    )

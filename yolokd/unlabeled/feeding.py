@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from cv2 import error as cv2_error
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
 
 from yolokd.compat import get_split_fraction
-from yolokd.datasets import data_fault
+from yolokd.datasets import data_fault, images
 from yolokd.errors import UserError
+from yolokd.rng import preserved_rng
+from yolokd.students.channels import evenly
 from yolokd.unlabeled import no_labels, sources
-from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, shares
+from yolokd.unlabeled.stream import LABELED, JoinedLoader, Pictures, Together, build_unlabeled, shares
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer
 else:
     _Host = object
 NAN = float("nan")
+SAMPLE_PIXELS, SAMPLE_IMAGES = 1e7, 512  # 96 images of 320 pixels, 24 of 640
 
 
 class Feeding(_Host):
@@ -142,7 +149,7 @@ class Feeding(_Host):
         with torch_distributed_zero_first(rank):
             labeled = self.build_dataset(dataset_path, mode, batch_size)
         data, devices = self.data, max(self.world_size, 1)
-        files, left_out = self._unlabeled_files(labeled)
+        files, left_out = self._unlabeled_files(labeled.im_files)
         counts = [math.ceil(len(part) / devices) for part in (labeled, files)]
         steps = math.ceil(sum(counts) / batch_size)
         if not self.methods:
@@ -177,10 +184,44 @@ class Feeding(_Host):
                 raise fault from error
             raise
 
-    def _unlabeled_files(self, labeled: Any) -> tuple[list[str], dict[str, int]]:
-        """Return the images of `kd_unlabeled` beside a labelled dataset, and how many were left out and why."""
+    def _unlabeled_files(self, labeled: list[str]) -> tuple[list[str], dict[str, int]]:
+        """Return the images of `kd_unlabeled` beside labelled ones, and how many were left out and why."""
         held_out = [self.data[key] for key in ("val", "test", "minival") if self.data.get(key)]
-        return sources.unlabeled_files(self.args.kd_unlabeled, self.data["train"], labeled.im_files, held_out)
+        return sources.unlabeled_files(self.args.kd_unlabeled, self.data["train"], labeled, held_out)
+
+    def sample_images(self, pixels: float = SAMPLE_PIXELS, most: int = SAMPLE_IMAGES) -> torch.Tensor:
+        """Return some of the images that the run learns from, evenly spaced among them, as validation sees them.
+
+        Generators are left as they were found. Images that cannot be read are passed over.
+
+        Args:
+            pixels (float): Pixels of all of them together.
+            most (int): Largest number of images.
+
+        Returns:
+            (torch.Tensor): Images with shape (N, C, H, W) in [0, 1].
+        """
+        stride, args = self._stride(), copy(self.args)
+        args.imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)
+        wanted = min(max(int(pixels / args.imgsz**2), 1), most)
+        with preserved_rng():
+            found: Any = build_unlabeled(args, self._learned(), 1, self.data, stride, augment=False, kind=Pictures)
+            seen = []
+            for index in evenly(min(wanted, len(found)), len(found)).tolist():
+                with suppress(FileNotFoundError, OSError, cv2_error):
+                    seen.append(found[index]["img"])
+        return torch.stack(seen).float() / 255 if seen else torch.zeros(0)
+
+    def _learned(self) -> list[str]:
+        """Return the files of all images that the run learns from."""
+        if self.args.kd_names:
+            return no_labels.training_files(self.data, self.args.split)
+        found = sorted(images(self.data["train"]))
+        share: float | int = get_split_fraction(self.args.fraction, "train")
+        labeled = found[: share if isinstance(share, int) else max(1, round(len(found) * share))]
+        if not self.args.kd_unlabeled:
+            return labeled
+        return labeled + self._unlabeled_files(labeled)[0]
 
     def auto_batch(self) -> int:
         """Estimate the batch size as the host does; the images without labels count among those there are."""
@@ -188,7 +229,7 @@ class Feeding(_Host):
             return super().auto_batch()
         with override_configs(self.args, {"cache": False}) as self.args:
             labeled = self.build_dataset(self.data["train"], "train", 16)
-        self._dataset = Together([labeled, self._unlabeled_files(labeled)[0]])
+        self._dataset = Together([labeled, self._unlabeled_files(labeled.im_files)[0]])
         try:
             return super().auto_batch()
         finally:

@@ -8,6 +8,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from ultralytics.data.dataset import YOLODataset
@@ -54,6 +55,18 @@ class UnlabeledDataset(YOLODataset):
         return {**YOLODataset.collate_fn(batch), LABELED: 0}
 
 
+class Pictures(UnlabeledDataset):
+    """Images alone, that are neither looked through beforehand nor noted in a cache."""
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Return labels without an object."""
+        nothing = {"cls": np.zeros((0, 1), np.float32), "bboxes": np.zeros((0, 4), np.float32), "segments": []}
+        return [
+            {"im_file": file, **nothing, "keypoints": None, "normalized": True, "bbox_format": "xywh"}
+            for file in self.im_files
+        ]
+
+
 def build_unlabeled(
     args: Any,
     files: list[str],
@@ -62,6 +75,7 @@ def build_unlabeled(
     stride: int,
     augment: bool = True,
     fraction: float = 1.0,
+    kind: type[UnlabeledDataset] = UnlabeledDataset,
 ) -> UnlabeledDataset:
     """Return the dataset of some images without labels, as the host builds that of the labelled ones.
 
@@ -73,11 +87,12 @@ def build_unlabeled(
         stride (int): The student's largest stride.
         augment (bool): Whether the training's augmentations apply.
         fraction (float | int): Share or number of the images to take, the first ones by name.
+        kind (type[UnlabeledDataset]): Class of the dataset.
     """
     args = copy(args)
     if args.rect:  # as the host does for rectangles, of which an image here has none of its own
         args.mosaic = args.mixup = args.cutmix = 0.0
-    return UnlabeledDataset(
+    return kind(
         img_path=files,
         imgsz=args.imgsz,
         batch_size=batch,

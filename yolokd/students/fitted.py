@@ -1,0 +1,231 @@
+"""Students whose layers are fitted to their teacher's by least squares, one after the other, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from yolokd.students.channels import channel_flow, evenly, is_depthwise, raw_outputs
+from yolokd.students.inherited import class_layers
+
+CHUNK = 16  # images of one teacher forward
+HELD_OUT = 0.25  # share of the images on which a layer's ridge is chosen
+POSITIONS = (16384, 32768, 8)  # fewest, most, and per unknown
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of the inputs' squares, summed over places
+ORIGINS = (0.0, 1.0)  # of the filters that are there, what a ridge draws to
+
+Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def fit_weights(
+    student: Any,
+    teacher: Any,
+    images: torch.Tensor,
+    classes: Mapping[int, int],
+    chosen: Callable[[str], bool] = lambda name: True,
+) -> dict[str, float]:
+    """Fit convolutions of a student to the same layers of its teacher, in place.
+
+    Going from the image to the outputs, each convolution gets the filters that bring its output closest, by ridge
+    regression, to the channels that it stands for of the teacher's layer of the same name, after its normalisation; its
+    input is what the student's layers before it, fitted already, give. The ridge, and whether it draws to zero or to
+    the filters that are there, is what errs least on images held out. Filters keep the size that they had, which the
+    normalisation makes up for. Layers without such a partner, and those whose outputs are not finite, stay as they are.
+
+    Args:
+        student (nn.Module): The student, not fused.
+        teacher (nn.Module): A teacher of the same family, not fused.
+        images (torch.Tensor): Images with shape (B, C, H, W) in [0, 1].
+        classes (Mapping[int, int]): The teacher's class for each of the student's that it knows.
+        chosen (Callable[[str], bool]): Whether a layer is fitted, by its name.
+
+    Returns:
+        (dict[str, float]): For each fitted layer the share of the teacher's variance that it explains on images held
+            out, from 1 for all of it down to 0, or below where it is further away than the mean.
+    """
+    own, theirs = dict(student.named_modules()), dict(teacher.named_modules())
+    norms = {conv: norm for norm, conv in channel_flow(student).normalises.items()}
+    heads = class_layers(student)
+    picks: dict[str, torch.Tensor] = {}
+    for name, module in own.items():
+        if not (chosen(name) and _alike(module, theirs.get(name)) and (name in norms or module.bias is not None)):
+            continue
+        if name in heads:
+            picks[name] = torch.tensor([*classes.values()], dtype=torch.long)
+        elif module.out_channels <= theirs[name].out_channels:
+            picks[name] = evenly(module.out_channels, theirs[name].out_channels)
+    watched = {name: theirs[norms.get(name, name)] for name in picks if len(picks[name])}
+    unknowns = {name: own[name].weight[0].numel() for name in watched}
+    targets = _targets(teacher, images, watched, picks, unknowns)
+    rows = torch.tensor([*classes], dtype=torch.long)
+    held_out = len(images) - int(len(images) * HELD_OUT)
+    explained: dict[str, float] = {}
+
+    def fit(name: str) -> Callable[..., None]:
+        def before(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            places, target = targets.pop(name)
+            values = _patches(inputs[0], module, places)
+            index = rows.to(target.device) if name in heads else torch.arange(len(module.weight), device=target.device)
+            prior = module.weight[index]
+            if name in norms:
+                norm = own[norms[name]]
+                prior = prior * (norm.weight / (norm.running_var + norm.eps).sqrt()).view(-1, 1, 1, 1)
+            weight, share = _regress(values, target, places[0] >= held_out, prior)
+            if not torch.isfinite(weight).all():
+                return
+            explained[name] = share
+            if name in norms:
+                _set_normalised(module, own[norms[name]], weight, values, target)
+            else:
+                module.weight[index] = weight
+                module.bias[index] = (target - _apply(values, weight)).mean(0)
+
+        return before
+
+    with torch.no_grad(), raw_outputs(student), _hooks({own[name]: fit(name) for name in watched}, before=True):
+        student(images)
+    return explained
+
+
+def _alike(module: Any, other: Any) -> bool:
+    """Return whether two layers are convolutions of one kind, full or each channel by itself, that can be learned."""
+    if not (type(module) is type(other) is nn.Conv2d) or not module.weight.requires_grad:
+        return False
+    same = all(getattr(module, key) == getattr(other, key) for key in ("kernel_size", "stride", "padding", "dilation"))
+    both = [(layer.groups == 1, is_depthwise(layer)) for layer in (module, other)]
+    return same and module.padding_mode == "zeros" and any(all(kind) for kind in zip(*both))
+
+
+@contextmanager
+def _hooks(hooks: Mapping[Any, Callable[..., None]], before: bool = False) -> Iterator[None]:
+    handles = [
+        module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+        for module, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _targets(
+    teacher: Any,
+    images: torch.Tensor,
+    watched: Mapping[str, Any],
+    picks: Mapping[str, torch.Tensor],
+    unknowns: Mapping[str, int],
+) -> dict[str, tuple[Places, torch.Tensor]]:
+    """Return the teacher's outputs at places drawn at random, as many as the unknowns of a filter ask for.
+
+    Returns:
+        (dict[str, tuple]): For each layer the places, that is image, row and column with shape (M,), and the chosen
+            channels there with shape (M, C).
+    """
+    drawn: dict[str, list[tuple[Places, torch.Tensor]]] = {name: [] for name in watched}
+    generator = torch.Generator().manual_seed(0)
+    fewest, most, each = POSITIONS
+
+    def note(name: str, start: int, count: int) -> Callable[..., None]:
+        def after(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            height, width = output.shape[2:]
+            wanted = min(max(each * unknowns[name], fewest), most) * count // len(images)
+            flat = torch.randperm(count * height * width, generator=generator)[: max(wanted, 1)].to(output.device)
+            image, row, column = flat // (height * width), flat // width % height, flat % width
+            found = output[image, :, row, column][:, picks[name].to(output.device)]
+            drawn[name].append(((image + start, row, column), found))
+
+        return after
+
+    with torch.no_grad(), raw_outputs(teacher):
+        for start in range(0, len(images), CHUNK):
+            part = images[start : start + CHUNK]
+            with _hooks({module: note(name, start, len(part)) for name, module in watched.items()}):
+                teacher(part)
+    return {
+        name: (tuple(map(torch.cat, zip(*(places for places, _ in parts)))), torch.cat([found for _, found in parts]))  # type: ignore[misc]
+        for name, parts in drawn.items()
+        if parts
+    }
+
+
+def _patches(inputs: torch.Tensor, conv: Any, places: Places) -> torch.Tensor:
+    """Return what a convolution sees at its output's places, with shape (groups, M, unknowns of a filter)."""
+    (height, width), (down, across), (top, left) = conv.kernel_size, conv.stride, conv.padding
+    padded = F.pad(inputs, (left, left, top, top))
+    image, row, column = places
+    offsets = [(i * conv.dilation[0], j * conv.dilation[1]) for i in range(height) for j in range(width)]
+    seen = torch.stack([padded[image, :, row * down + i, column * across + j] for i, j in offsets], 2)  # M, C, k
+    return seen.transpose(0, 1) if conv.groups > 1 else seen.flatten(1)[None]
+
+
+def _regress(
+    values: torch.Tensor, target: torch.Tensor, held_out: torch.Tensor, prior: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """Return the filters that predict a target best, and the share of its variance explained on what is held out.
+
+    Args:
+        values (torch.Tensor): Inputs with shape (groups, M, D).
+        target (torch.Tensor): What to predict, with shape (M, C); C is the number of groups where there are several.
+        held_out (torch.Tensor): Which of the M choose the ridge, and whether it draws to zero or to the prior; all of
+            the M give the filters then.
+        prior (torch.Tensor): Filters, C x D numbers.
+
+    Returns:
+        filters (torch.Tensor): Filters with the prior's shape.
+        explained (float): 1 - squared error / squared distance from the mean, on what is held out.
+    """
+    several = len(values) > 1
+    outputs = target.T[:, :, None] if several else target[None]
+    start = prior.flatten(1)[:, :, None] if several else prior.flatten(1).T[None]
+    x, y = values - values.mean(1, keepdim=True), outputs - outputs.mean(1, keepdim=True)
+    known, judged = (x[:, ~held_out], y[:, ~held_out]), (x[:, held_out], y[:, held_out])
+    errors = {}
+    for ridge in RIDGES:
+        for origin, weight in zip(ORIGINS, _solve(*known, [origin * start for origin in ORIGINS], ridge)):
+            errors[ridge, origin] = float((judged[0] @ weight - judged[1]).square().sum())
+    ridge, origin = min(errors, key=errors.__getitem__)
+    (weight,) = _solve(x, y, [origin * start], ridge)
+    explained = 1 - errors[ridge, origin] / max(float(judged[1].square().sum()), 1e-12)
+    return (weight[..., 0] if several else weight[0].T).reshape(prior.shape), explained
+
+
+def _solve(x: torch.Tensor, y: torch.Tensor, origins: list[torch.Tensor], ridge: float) -> list[torch.Tensor]:
+    """Return weights (groups, D, C) of ridge regressions, each drawn to an origin, by the smaller of two systems."""
+    few = x.shape[1] < x.shape[2]
+    side = x if few else x.transpose(1, 2)
+    gram = (side @ side.transpose(1, 2)).double()
+    strength = ridge * (x.double().square().sum((1, 2)) / x.shape[2]).clamp_min(1e-12)
+    factor, _ = torch.linalg.cholesky_ex(gram + strength[:, None, None] * torch.eye(gram.shape[1]).to(gram))
+    found = []
+    for origin in origins:
+        rest = y - x @ origin
+        solved = torch.cholesky_solve((rest if few else side @ rest).double(), factor).to(x)
+        found.append(origin + (x.transpose(1, 2) @ solved if few else solved))
+    return found
+
+
+def _apply(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return the outputs of filters with shape (M, C)."""
+    if len(values) > 1:
+        return torch.einsum("gmd,gd->mg", values, weight.flatten(1))
+    return values[0] @ weight.flatten(1).T
+
+
+def _set_normalised(conv: Any, norm: Any, weight: torch.Tensor, values: torch.Tensor, target: torch.Tensor) -> None:
+    """Give a convolution its filters at the size they had, and the normalisation behind it what makes up for that."""
+    spread = _apply(values, weight).std(0)
+    size, former = weight.flatten(1).norm(dim=1), conv.weight.flatten(1).norm(dim=1)
+    alive = (spread > 1e-6) & (size > 1e-12)
+    scale = (former / size.clamp_min(1e-12)).view(-1, 1, 1, 1)
+    conv.weight.copy_(torch.where(alive.view(-1, 1, 1, 1), weight * scale, conv.weight))
+    outputs = _apply(values, conv.weight)
+    norm.running_mean.copy_(outputs.mean(0))
+    norm.running_var.copy_(outputs.var(0))
+    norm.weight.copy_(torch.where(alive, spread * (1 + norm.eps / norm.running_var).sqrt(), 0.0))
+    norm.bias.copy_(target.mean(0))
