@@ -184,30 +184,30 @@ def _regress(
     outputs = target.T[:, :, None] if several else target[None]
     start = prior.flatten(1)[:, :, None] if several else prior.flatten(1).T[None]
     x, y = values - values.mean(1, keepdim=True), outputs - outputs.mean(1, keepdim=True)
-    known, judged = (x[:, ~held_out], y[:, ~held_out]), (x[:, held_out], y[:, held_out])
+    few = x.shape[1] < x.shape[2]  # then what is learned lies in the span of the inputs
+    basis = torch.linalg.qr(x.transpose(1, 2)).Q if few else None
+    z = x if basis is None else x @ basis
+    rest = [y - origin * (x @ start) for origin in ORIGINS]
+    known, judged = ((z[:, rows], [part[:, rows] for part in rest]) for rows in (~held_out, held_out))
+    grams = [z.transpose(1, 2) @ z for z, _ in (known, judged)]
+    sides = [[z.transpose(1, 2) @ part for part in parts] for z, parts in (known, judged)]
+    means = [gram.diagonal(dim1=1, dim2=2).sum(1) / x.shape[2] for gram in grams]
     errors = {}
     for ridge in RIDGES:
-        for origin, weight in zip(ORIGINS, _solve(*known, [origin * start for origin in ORIGINS], ridge)):
-            errors[ridge, origin] = float((judged[0] @ weight - judged[1]).square().sum())
+        for origin, weight in enumerate(_solve(grams[0], sides[0], ridge * means[0])):
+            errors[ridge, origin] = float((judged[0] @ weight - judged[1][origin]).square().sum())
     ridge, origin = min(errors, key=errors.__getitem__)
-    (weight,) = _solve(x, y, [origin * start], ridge)
-    explained = 1 - errors[ridge, origin] / max(float(judged[1].square().sum()), 1e-12)
+    (weight,) = _solve(grams[0] + grams[1], [sides[0][origin] + sides[1][origin]], ridge * (means[0] + means[1]))
+    weight = ORIGINS[origin] * start + (weight if basis is None else basis @ weight)
+    explained = 1 - errors[ridge, origin] / max(float(y[:, held_out].square().sum()), 1e-12)
     return (weight[..., 0] if several else weight[0].T).reshape(prior.shape), explained
 
 
-def _solve(x: torch.Tensor, y: torch.Tensor, origins: list[torch.Tensor], ridge: float) -> list[torch.Tensor]:
-    """Return weights (groups, D, C) of ridge regressions, each drawn to an origin, by the smaller of two systems."""
-    few = x.shape[1] < x.shape[2]
-    side = x if few else x.transpose(1, 2)
-    gram = (side @ side.transpose(1, 2)).double()
-    strength = ridge * (x.double().square().sum((1, 2)) / x.shape[2]).clamp_min(1e-12)
-    factor, _ = torch.linalg.cholesky_ex(gram + strength[:, None, None] * torch.eye(gram.shape[1]).to(gram))
-    found = []
-    for origin in origins:
-        rest = y - x @ origin
-        solved = torch.cholesky_solve((rest if few else side @ rest).double(), factor).to(x)
-        found.append(origin + (x.transpose(1, 2) @ solved if few else solved))
-    return found
+def _solve(gram: torch.Tensor, sides: list[torch.Tensor], strength: torch.Tensor) -> list[torch.Tensor]:
+    """Return the solutions (groups, D, C) of regular systems with one matrix, in double precision inside."""
+    unit = torch.eye(gram.shape[1], device=gram.device, dtype=torch.float64)
+    factor, _ = torch.linalg.cholesky_ex(gram.double() + strength.double().clamp_min(1e-12)[:, None, None] * unit)
+    return [torch.cholesky_solve(side.double(), factor).to(gram) for side in sides]
 
 
 def _apply(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
