@@ -1,59 +1,59 @@
-"""Tables of docs/results.md from the comparisons in benchmarks/results: python benchmarks/tables.py NAME..."""
+"""Tables of docs/results.md from the figures in benchmarks/results: python benchmarks/tables.py NAME..."""
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+from yolokd.evaluation.statistics import Comparison, gap_closed, paired
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"none": "plain", "ultralytics": "built-in"}
 
 
-def points(value: float | None) -> str:
-    """Return an AP as points, a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.1f}"
+def difference(comparison: Comparison) -> str:
+    """Return a paired difference with its interval, where there are seeds enough for one."""
+    if comparison.difference is None:
+        return ""
+    if comparison.low is None or comparison.high is None:
+        return f"{comparison.difference:+.2f}"
+    return f"{comparison.difference:+.2f} ({comparison.low:+.2f} to {comparison.high:+.2f})"
 
 
-def row(arm: dict[str, Any], control: str) -> str:
-    """Return one row of a table: the seeds, mean and deviation, and the paired difference from a control."""
-    seeds = " ".join(points(run["metrics"]["ap"]) for run in arm["runs"] if run["metrics"])
-    mean, deviation = arm["mean"]["ap"], arm["sd"]["ap"]
-    versus = (arm["versus"] or {}).get(control)
-    against = (
-        f"{100 * versus['difference']:+.2f} ({100 * versus['low']:+.2f} to {100 * versus['high']:+.2f})"
-        if versus and versus["low"] is not None
-        else ""
+def row(arm: str, results: dict[str, list[float | None]], teacher: float) -> str:
+    """Return one row: the seeds, mean and deviation, the paired differences, the share of the gap that is closed."""
+    found = [value for value in results[arm] if value is not None]
+    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+    against = [difference(paired(results[arm], results[control])) if arm != control else "" for control in NAMES]
+    seeds = " ".join("-" if value is None else f"{value:.1f}" for value in results[arm])
+    pairs = [(a, b) for a, b in zip(results["none"], results[arm]) if a is not None and b is not None]
+    plain, own = (statistics.mean(values) for values in zip(*pairs))
+    closed = gap_closed(plain, own, teacher) if arm != "none" else None
+    share = "" if closed is None else f"{closed:.0%}"
+    return (
+        f"| {NAMES.get(arm, arm)} | {seeds} | {statistics.mean(found):.2f}{spread} | {' | '.join(against)} | {share} |"
     )
-    closed = "" if arm["gap_closed"] is None else f"{arm['gap_closed']:.0%}"
-    spread = f" ± {100 * deviation:.2f}" if deviation is not None else ""
-    name = NAMES.get(arm["name"], f"`{arm['name']}`")
-    cost = f"{arm['step_ratio']:.2f}" if arm["step_ratio"] else ""
-    return f"| {name} | {seeds} | {100 * mean:.2f}{spread} | {against} | {closed} | {cost} |"
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the Markdown table of a comparison."""
+def table(figures: dict[str, Any]) -> str:
+    """Return the Markdown table of a setting."""
     lines = [
-        "| arm | AP by seed | mean and deviation | against plain, 95 % interval | of the gap | step |",
+        "| arm | AP by seed | mean and deviation | against plain | against the built-in | of the gap |",
         "| --- | --- | --- | --- | --- | --- |",
-        *(row(arm, "none") for arm in result["arms"]),
+        *(row(arm, figures["ap"], figures["teacher_ap"]) for arm in figures["ap"]),
+        f"| teacher | | {figures['teacher_ap']:.2f} | | | |",
     ]
-    if result["teacher"]["metrics"]:
-        lines.append(f"| teacher | | {100 * result['teacher']['metrics']['ap']:.2f} | | | |")
-    for arm in result["arms"]:
-        if versus := (arm["versus"] or {}).get("ultralytics"):
-            gain, low, high = (100 * versus[key] for key in ("difference", "low", "high"))
-            lines.append(f"\n`{arm['name']}` against the built-in: {gain:+.2f} ({low:+.2f} to {high:+.2f}).")
     return "\n".join(lines)
 
 
 def main(names: list[str]) -> None:
-    """Print the tables of the named comparisons."""
+    """Print the tables of the named settings."""
     for name in names:
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        print(f"\n{name}\n{table(result)}")
+        figures = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        print(f"\n{name}: {figures['what']}\n{figures['command']}\n\n{table(figures)}")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,16 @@ def test_one_layer_against_an_oracle(family: str, name: str, norm: str, monkeypa
         }
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_very_few_images(number: int) -> None:
+    """One image judges itself; of two or three the last one judges."""
+    student, teacher = tiny_model(seed=3), tiny_model("yolov8s", seed=2)
+    select_weights(student, teacher, CLASSES)
+    explained = fit_weights(student, teacher, IMAGES[:number], CLASSES)
+    assert all(share <= 1 for share in explained.values()) and 0 < sum(explained.values()) / len(explained) <= 1
+    assert torch.isfinite(raw(student, IMAGES)).all()
+
+
 @pytest.mark.parametrize("scale", ["yolov8n", "yolov8s"])
 def test_a_teacher_with_nothing_more_is_found_again(scale: str) -> None:
     """The student's own shape, or each channel twice: all is explained, and the function is the teacher's."""

@@ -85,6 +85,14 @@ def test_queries_are_selected() -> None:
     assert torch.equal(student.model[0].stem1.conv.weight, teacher.model[0].stem1.conv.weight)
 
 
+def test_without_an_image_weights_are_selected(said: list[str]) -> None:
+    student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
+    args = SimpleNamespace(kd_init="auto", kd_class_map=None)
+    start_from_teacher(student, [teacher], lambda: torch.zeros(0), dict(enumerate(NAMES)), args, True)
+    assert torch.equal(student.model[0].conv.weight, teacher.model[0].conv.weight[::2])
+    assert said == ["distillation: the student starts from its teacher's weights, 100% of its own selected"]
+
+
 def test_a_teacher_that_gives_no_numbers_leaves_the_selection(said: list[str]) -> None:
     """Layers whose target is not finite keep the selected weights, so that training can still begin."""
     student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
@@ -147,8 +155,8 @@ def test_sampled_images(tmp_path: Path, photos: Path) -> None:
     images = trainer.sample_images()
     assert images.shape == (6, 3, IMGSZ, IMGSZ) and greys(images) == [0, 40, 80, 120, 160, 200]
     assert torch.all((images[1, :, : IMGSZ // 4 - 1] * 255).round() == 114)  # 64 x 32 within 64 x 64
-    assert greys(trainer.sample_images(most=3)) == [0, 80, 160]
-    assert greys(trainer.sample_images(pixels=2 * IMGSZ**2)) == [0, 120]
+    assert greys(trainer.sample_images(number=(1, 3))) == [0, 80, 160]
+    assert greys(trainer.sample_images(2 * IMGSZ**2, (1, 9))) == [0, 120]
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
     assert sorted(photos.parent.rglob("*")) == files
 

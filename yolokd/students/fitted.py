@@ -63,7 +63,7 @@ def fit_weights(
     unknowns = {name: own[name].weight[0].numel() for name in watched}
     targets = _targets(teacher, images, watched, picks, unknowns)
     rows = torch.tensor([*classes], dtype=torch.long)
-    held_out = len(images) - int(len(images) * HELD_OUT)
+    first_out = len(images) - max(round(len(images) * HELD_OUT), 1)
     explained: dict[str, float] = {}
 
     def fit(name: str) -> Callable[..., None]:
@@ -75,7 +75,7 @@ def fit_weights(
             if name in norms:
                 norm = own[norms[name]]
                 prior = prior * (norm.weight / (norm.running_var + norm.eps).sqrt()).view(-1, 1, 1, 1)
-            weight, share = _regress(values, target, places[0] >= held_out, prior)
+            weight, share = _regress(values, target, places[0] >= first_out, prior)
             if not torch.isfinite(weight).all():
                 return
             explained[name] = share
@@ -188,7 +188,8 @@ def _regress(
     basis = torch.linalg.qr(x.transpose(1, 2)).Q if few else None
     z = x if basis is None else x @ basis
     rest = [y - origin * (x @ start) for origin in ORIGINS]
-    known, judged = ((z[:, rows], [part[:, rows] for part in rest]) for rows in (~held_out, held_out))
+    both = (~held_out, held_out) if (~held_out).any() else (held_out, held_out)  # a single image judges itself
+    known, judged = ((z[:, rows], [part[:, rows] for part in rest]) for rows in both)
     grams = [z.transpose(1, 2) @ z for z, _ in (known, judged)]
     sides = [[z.transpose(1, 2) @ part for part in parts] for z, parts in (known, judged)]
     means = [gram.diagonal(dim1=1, dim2=2).sum(1) / x.shape[2] for gram in grams]

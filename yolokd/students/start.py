@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from ultralytics.nn.modules.head import Detect
 
 from yolokd.errors import UserError
 from yolokd.pairs.classes import match_classes
@@ -59,18 +58,20 @@ def start_from_teacher(
         return
     matches = match_classes(names, class_names(teacher), args.kd_class_map)
     classes = {own: other if isinstance(other, int) else other[0] for own, other in matches}
-    if not isinstance(student.model[-1], Detect):  # queries are no grid that outputs could be fitted on
+    begin, last = perf_counter(), output_layers(student)
+    seen = images() if last else torch.zeros(0)
+    if not len(seen):  # no image can be read, or no grid of outputs is there to be fitted
         if random or args.kd_init == "teacher":
             share = select_weights(student, teacher, classes)
             LOGGER.info(f"distillation: the student starts from its teacher's weights, {share:.0%} of its own selected")
         return
-    begin, last, seen = perf_counter(), output_layers(student), images()
     device = next(student.parameters()).device
-    other, fitted, seen = deepcopy(teacher).to(device).float(), deepcopy(student), seen.to(device)
+    device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
+    other, fitted, seen = (item.to(device) for item in (deepcopy(teacher).float(), deepcopy(student), seen))
     select_weights(fitted, other, classes)
     found = _mean(fit_weights(fitted, other, seen, classes), last)
     if not random and args.kd_init == "auto":
-        own = _mean(fit_weights(deepcopy(student), other, seen, classes, last.__contains__), last)
+        own = _mean(fit_weights(deepcopy(student).to(device), other, seen, classes, last.__contains__), last)
         if own >= found:
             LOGGER.info(
                 f"distillation: the student keeps its own weights, which explain {own:.0%} of the teacher's outputs "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read fr
 else:
     _Host = object
 NAN = float("nan")
-SAMPLE_PIXELS, SAMPLE_IMAGES = 1e7, 512  # 96 images of 320 pixels, 24 of 640
+SAMPLE_PIXELS, SAMPLE_IMAGES = 1e7, (8, 512)  # 97 images of 320 pixels, 24 of 640
 
 
 class Feeding(_Host):
@@ -189,21 +189,21 @@ class Feeding(_Host):
         held_out = [self.data[key] for key in ("val", "test", "minival") if self.data.get(key)]
         return sources.unlabeled_files(self.args.kd_unlabeled, self.data["train"], labeled, held_out)
 
-    def sample_images(self, pixels: float = SAMPLE_PIXELS, most: int = SAMPLE_IMAGES) -> torch.Tensor:
+    def sample_images(self, pixels: float = SAMPLE_PIXELS, number: tuple[int, int] = SAMPLE_IMAGES) -> torch.Tensor:
         """Return some of the images that the run learns from, evenly spaced among them, as validation sees them.
 
         Generators are left as they were found. Images that cannot be read are passed over.
 
         Args:
             pixels (float): Pixels of all of them together.
-            most (int): Largest number of images.
+            number (tuple[int, int]): Fewest and most images, where there are as many.
 
         Returns:
             (torch.Tensor): Images with shape (N, C, H, W) in [0, 1].
         """
         stride, args = self._stride(), copy(self.args)
         args.imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)
-        wanted = min(max(int(pixels / args.imgsz**2), 1), most)
+        wanted = min(max(int(pixels / args.imgsz**2), number[0]), number[1])
         with preserved_rng():
             found: Any = build_unlabeled(args, self._learned(), 1, self.data, stride, augment=False, kind=Pictures)
             seen = []
