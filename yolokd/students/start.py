@@ -67,7 +67,7 @@ def start_from_teacher(
         return
     device = next(student.parameters()).device
     device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
-    other, fitted, seen = (item.to(device) for item in (deepcopy(teacher).float(), deepcopy(student), seen))
+    other, fitted, seen = deepcopy(teacher).to(device).float(), deepcopy(student).to(device), seen.to(device)
     select_weights(fitted, other, classes)
     found = _mean(fit_weights(fitted, other, seen, classes), last)
     if not random and args.kd_init == "auto":
