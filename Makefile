@@ -1,4 +1,4 @@
-# The commands of development; `.ci/run` calls `pytest` and `make check`.
+# The commands of development; `.ci/run` calls the tests and `make check`.
 .PHONY: format check changelog test all-checks compat mutation
 
 format: ## put code and imports in order
@@ -14,10 +14,10 @@ changelog: ## there is a changelog, and it has a section for what is not release
 	@grep -q '^## \[Unreleased\]' CHANGELOG.md || { echo "CHANGELOG.md needs a section [Unreleased]"; exit 1; }
 
 test: ## the fast tests
-	pytest
+	pytest -n logical --dist loadfile
 
 all-checks: check ## everything, the slow and the browser tests too
-	pytest -m "not gpu"
+	pytest -n logical --dist loadfile -m "not gpu"
 
 compat: ## the tests of the seams under several releases of Ultralytics; needs a package index
 	python -m tests.compat

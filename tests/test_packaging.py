@@ -243,7 +243,11 @@ def test_yaml_files_are_sound_and_workflow_files_are_there():
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "set -euo pipefail" in script and "pip install -e '.[dev]' && pytest" in script and "make check" in script
+    assert (
+        "set -euo pipefail" in script
+        and "pip install -e '.[dev]' && pytest -n logical --dist loadfile" in script
+        and "make check" in script
+    )
     assert "GNU AFFERO GENERAL PUBLIC LICENSE" in (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
