@@ -23,7 +23,9 @@ IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(
 def seen(model: Any, name: str, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a layer's input and output."""
     found: list[Any] = []
-    handle = dict(model.named_modules())[name].register_forward_hook(lambda m, i, o: found.append((i[0], o)))
+    handle = dict(model.named_modules())[name].register_forward_hook(
+        lambda m, i, o: found.append((i[0].clone(), o.clone()))
+    )
     with torch.no_grad(), raw_outputs(model):
         model(images)
     handle.remove()

@@ -141,7 +141,7 @@ def channel_flow(model: Any) -> ChannelFlow:
         if isinstance(module, CONVS):
             handles.append(module.register_forward_hook(after(name)))
     weight = next(model.parameters())
-    size = 2 * int(model.stride.max())
+    size = 5 * int(model.stride.max())  # places enough for the 300 queries of an RT-DETR
     image = torch.zeros(1, input_channels(model), size, size, device=weight.device, dtype=weight.dtype)
     try:
         with torch.no_grad(), raw_outputs(model), flow:
