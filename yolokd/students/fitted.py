@@ -55,10 +55,11 @@ def fit_weights(
     for name, module in own.items():
         if not (chosen(name) and _alike(module, theirs.get(name)) and (name in norms or module.bias is not None)):
             continue
+        wanted, available = module.out_channels, theirs[name].out_channels
         if name in heads:
             picks[name] = torch.tensor([*classes.values()], dtype=torch.long)
-        elif module.out_channels <= theirs[name].out_channels:
-            picks[name] = evenly(module.out_channels, theirs[name].out_channels)
+        elif wanted == available or (wanted < available and name in norms):  # an output has a meaning of its own
+            picks[name] = evenly(wanted, available)
     watched = {name: theirs[norms.get(name, name)] for name in picks if len(picks[name])}
     unknowns = {name: own[name].weight[0].numel() for name in watched}
     targets = _targets(teacher, images, watched, picks, unknowns)
@@ -68,6 +69,8 @@ def fit_weights(
 
     def fit(name: str) -> Callable[..., None]:
         def before(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            if name not in targets:  # a layer that is passed more than once
+                return
             places, target = targets.pop(name)
             values = _patches(inputs[0], module, places)
             index = rows.to(target.device) if name in heads else torch.arange(len(module.weight), device=target.device)
@@ -147,11 +150,12 @@ def _targets(
             part = images[start : start + CHUNK]
             with _hooks({module: note(name, start, len(part)) for name, module in watched.items()}):
                 teacher(part)
-    return {
-        name: (tuple(map(torch.cat, zip(*(places for places, _ in parts)))), torch.cat([found for _, found in parts]))  # type: ignore[misc]
-        for name, parts in drawn.items()
-        if parts
-    }
+    targets = {}
+    for name, parts in drawn.items():
+        places, found = zip(*parts)
+        image, row, column = (torch.cat(coordinate) for coordinate in zip(*places))
+        targets[name] = (image, row, column), torch.cat(found)
+    return targets
 
 
 def _patches(inputs: torch.Tensor, conv: Any, places: Places) -> torch.Tensor:
