@@ -56,9 +56,10 @@ def compare(
 ) -> CompareResult:
     """Train a student with several methods over several seeds, and say what can be concluded.
 
-    All arms of a seed get the same initial weights, epochs and images, which is checked by hashes. Runs go seed by seed
-    through all arms. Everything is kept in a folder: the same call goes on where an earlier one stopped, and more
-    methods or seeds may be added to it. Each run's best.pt is evaluated by pycocotools on the original images.
+    All arms of a seed are given the same weights, epochs and images, which is checked by hashes; with `kd_init`
+    distilled students may go on from weights fitted to their teacher. Runs go seed by seed through all arms. Everything
+    is kept in a folder: the same call goes on where an earlier one stopped, and more methods or seeds may be added to
+    it. Each run's best.pt is evaluated by pycocotools on the original images.
 
     Args:
         model (str | Path): Student: weights, or an architecture.

@@ -11,8 +11,9 @@ HOW_TO_READ = (
     "AP is COCO's average precision over IoU thresholds 0.50 to 0.95, times 100, computed by pycocotools on the "
     "original images; S, M and L are objects below 32 x 32, up to 96 x 96, and above 96 x 96 pixels.",
     "Mean ± sd is over seeds. The difference to a control is taken seed by seed: both runs of a pair have the "
-    "same seed, initial weights, epochs and images as far as the checks say so. In brackets is the 95 % interval of "
-    "the mean difference by the paired t test.",
+    "same seed, epochs, images and weights given, as far as the checks say so; with kd_init a distilled student may "
+    "go on from weights fitted to its teacher. In brackets is the 95 % interval of the mean difference by the paired t "
+    "test.",
     "A verdict of better or worse is given where the p value is below 0.05 after Holm's adjustment for the number of "
     "arms compared with that control, so an interval that just leaves out zero may still come with no verdict.",
     "Not distinguishable does not mean equal. It means that so many seeds cannot tell the difference from chance.",
