@@ -96,8 +96,8 @@ def fit_weights(
 
 
 def _alike(module: Any, other: Any) -> bool:
-    """Return whether two layers are convolutions of one kind, full or each channel by itself, that can be learned."""
-    if not (type(module) is type(other) is nn.Conv2d) or not module.weight.requires_grad:
+    """Return whether two layers are convolutions of one kind, full or each channel by itself."""
+    if not type(module) is type(other) is nn.Conv2d:
         return False
     same = all(getattr(module, key) == getattr(other, key) for key in ("kernel_size", "stride", "padding", "dilation"))
     both = [(layer.groups == 1, is_depthwise(layer)) for layer in (module, other)]
