@@ -27,7 +27,10 @@ def row(arm: str, results: dict[str, list[float | None]], teacher: float) -> str
     """Return one row: the seeds, mean and deviation, the paired differences, the share of the gap that is closed."""
     found = [value for value in results[arm] if value is not None]
     spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
-    against = [difference(paired(results[arm], results[control])) if arm != control else "" for control in NAMES]
+    against = [
+        difference(paired(results[arm], results[control])) if arm != control and control in results else ""
+        for control in NAMES
+    ]
     seeds = " ".join("-" if value is None else f"{value:.1f}" for value in results[arm])
     pairs = [(a, b) for a, b in zip(results["none"], results[arm]) if a is not None and b is not None]
     plain, own = (statistics.mean(values) for values in zip(*pairs))
