@@ -28,7 +28,9 @@ def row(arm: str, results: dict[str, list[float | None]], teacher: float) -> str
     found = [value for value in results[arm] if value is not None]
     spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
     against = [
-        difference(paired(results[arm], results[control])) if arm != control and control in results else ""
+        difference(paired(results[arm], results[control]))
+        if arm not in ("none", control) and control in results
+        else ""
         for control in NAMES
     ]
     seeds = " ".join("-" if value is None else f"{value:.1f}" for value in results[arm])
