@@ -65,6 +65,7 @@ def start_from_teacher(
             share = select_weights(student, teacher, classes)
             LOGGER.info(f"distillation: the student starts from its teacher's weights, {share:.0%} of its own selected")
         return
+    LOGGER.info(f"distillation: fitting the student's layers to its teacher's on {len(seen)} images ...")
     device = next(student.parameters()).device
     device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
     other, fitted, seen = deepcopy(teacher).to(device).float(), deepcopy(student).to(device), seen.to(device)
