@@ -125,6 +125,8 @@ def collect(setting: str, files: Path, runs: Path) -> None:
     for result in sorted(runs.glob(f"{setting}/*/result.json")):
         record = json.loads(result.read_text(encoding="utf-8"))
         known.setdefault(record["arm"], {})[record["seed"]] = round(record["ap"], 2)
+    machines = old.get("environments", [old[key] for key in ("environment",) if key in old])
+    machines += [environment()] * (environment() not in machines)
     seeds = sorted({seed for values in known.values() for seed in values})
     teacher = old.get("teacher_ap")
     if teacher is None:
@@ -137,7 +139,7 @@ def collect(setting: str, files: Path, runs: Path) -> None:
         "seeds": seeds,
         "ap": {arm: [values.get(seed) for seed in seeds] for arm, values in known.items()},
         "teacher_ap": teacher,
-        "environment": environment(),
+        "environments": machines,
     }
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 

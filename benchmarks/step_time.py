@@ -52,10 +52,11 @@ def main(words: list[str]) -> None:
     shared: dict[str, Any] = {"workers": 0, "epochs": 10, "seed": 0, "optimizer": "AdamW", "lr0": 1e-4, **given}
     shared |= {key: int(shared[key]) for key in ("imgsz", "batch") if key in shared}
     teacher = shared.pop("teacher")
+    ours = {"teacher": teacher, "kd_teacher_dtype": dtype, "kd_init": "none"}  # the fit comes before the steps
     arms = {
         "none": {**shared, "method": "none"},
         BUILT_IN: {**shared, "method": "ultralytics", "teacher": teacher},
-        **{name: {**shared, "method": name, "teacher": teacher, "kd_teacher_dtype": dtype} for name in names},
+        **{name: {**shared, **ours, "method": name} for name in names},
     }
     with tempfile.TemporaryDirectory() as folder, config.quiet():
         rehearsals = {HOST: Rehearsal(shared, folder, DetectionTrainer)}

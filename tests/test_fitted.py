@@ -32,11 +32,11 @@ def seen(model: Any, name: str, images: torch.Tensor) -> tuple[torch.Tensor, tor
     return found[0]
 
 
-def by_hand(values: list[float], target: list[float], held_out: list[bool], prior: float) -> tuple[float, float]:
+def by_hand(values: list[float], target: list[float], learned: int, prior: float) -> tuple[float, float]:
     weight, explained = fitted._regress(
         torch.tensor(values).double()[None, :, None],
         torch.tensor(target).double()[:, None],
-        torch.tensor(held_out),
+        learned,
         torch.tensor([[prior]]).double(),
     )
     return weight.item(), explained
@@ -47,7 +47,7 @@ def test_a_regression_by_hand() -> None:
 
     Drawn to a prior of 2 it is 2 for every ridge, and drawn to one of 5 worse than to zero.
     """
-    points = [-1.0, 1.0, -1.0, 1.0], [5.0, 9.0, 5.0, 9.0], [False, False, True, True]
+    points = [-1.0, 1.0, -1.0, 1.0], [5.0, 9.0, 5.0, 9.0], 2
     slope, explained = by_hand(*points, prior=5.0)
     assert slope == pytest.approx(2 / 1.001) and explained == pytest.approx(1 - (1 - 1 / 1.001) ** 2)
     assert by_hand(*points, prior=2.0) == pytest.approx((2, 1))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from yolokd.students.channels import channel_flow, evenly, is_depthwise, raw_outputs
 from yolokd.students.inherited import class_layers
@@ -73,20 +72,22 @@ def fit_weights(
                 return
             places, target = targets.pop(name)
             values = _patches(inputs[0], module, places)
+            centre = values.mean(1, keepdim=True)
+            values -= centre
             index = rows.to(target.device) if name in heads else torch.arange(len(module.weight), device=target.device)
             prior = module.weight[index]
             if name in norms:
                 norm = own[norms[name]]
                 prior = prior * (norm.weight / (norm.running_var + norm.eps).sqrt()).view(-1, 1, 1, 1)
-            weight, share = _regress(values, target, places[0] >= first_out, prior)
+            weight, share = _regress(values, target, int((places[0] < first_out).sum()), prior)
             if not torch.isfinite(weight).all():
                 return
             explained[name] = share
             if name in norms:
-                _set_normalised(module, own[norms[name]], weight, values, target)
+                _set_normalised(module, own[norms[name]], weight, values, centre, target)
             else:
                 module.weight[index] = weight
-                module.bias[index] = (target - _apply(values, weight)).mean(0)
+                module.bias[index] = target.mean(0) - _apply(centre, weight)[0]
 
         return before
 
@@ -127,8 +128,8 @@ def _targets(
     """Return the teacher's outputs at places drawn at random, as many as the unknowns of a filter ask for.
 
     Returns:
-        (dict[str, tuple]): For each layer the places, that is image, row and column with shape (M,), and the chosen
-            channels there with shape (M, C).
+        (dict[str, tuple]): For each layer the places, that is image, row and column with shape (M,) in order of the
+            images, and the chosen channels there with shape (M, C).
     """
     drawn: dict[str, list[tuple[Places, torch.Tensor]]] = {name: [] for name in watched}
     generator = torch.Generator().manual_seed(0)
@@ -138,7 +139,8 @@ def _targets(
         def after(module: Any, inputs: Any, output: torch.Tensor) -> None:
             height, width = output.shape[2:]
             wanted = min(max(each * unknowns[name], fewest), most) * count // len(images)
-            flat = torch.randperm(count * height * width, generator=generator)[: max(wanted, 1)].to(output.device)
+            flat = torch.randperm(count * height * width, generator=generator)[: max(wanted, 1)]
+            flat = flat.sort().values.to(output.device)
             image, row, column = flat // (height * width), flat // width % height, flat % width
             found = output[image, :, row, column][:, picks[name].to(output.device)]
             drawn[name].append(((image + start, row, column), found))
@@ -161,23 +163,27 @@ def _targets(
 def _patches(inputs: torch.Tensor, conv: Any, places: Places) -> torch.Tensor:
     """Return what a convolution sees at its output's places, with shape (groups, M, unknowns of a filter)."""
     (height, width), (down, across), (top, left) = conv.kernel_size, conv.stride, conv.padding
-    padded = F.pad(inputs, (left, left, top, top))
     image, row, column = places
-    offsets = [(i * conv.dilation[0], j * conv.dilation[1]) for i in range(height) for j in range(width)]
-    seen = torch.stack([padded[image, :, row * down + i, column * across + j] for i, j in offsets], 2)  # M, C, k
+    seen = inputs.new_empty(len(image), inputs.shape[1], height * width)  # (M, C, k)
+    for index in range(height * width):
+        y = row * down + index // width * conv.dilation[0] - top
+        x = column * across + index % width * conv.dilation[1] - left
+        found = inputs[image, :, y.clamp(0, inputs.shape[2] - 1), x.clamp(0, inputs.shape[3] - 1)]
+        found[(y < 0) | (y >= inputs.shape[2]) | (x < 0) | (x >= inputs.shape[3])] = 0  # the padding
+        seen[:, :, index] = found
     return seen.transpose(0, 1) if conv.groups > 1 else seen.flatten(1)[None]
 
 
 def _regress(
-    values: torch.Tensor, target: torch.Tensor, held_out: torch.Tensor, prior: torch.Tensor
+    values: torch.Tensor, target: torch.Tensor, learned: int, prior: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
     """Return the filters that predict a target best, and the share of its variance explained on what is held out.
 
     Args:
-        values (torch.Tensor): Inputs with shape (groups, M, D).
+        values (torch.Tensor): Inputs with shape (groups, M, D), with mean 0 over M.
         target (torch.Tensor): What to predict, with shape (M, C); C is the number of groups where there are several.
-        held_out (torch.Tensor): Which of the M choose the ridge, and whether it draws to zero or to the prior; all of
-            the M give the filters then.
+        learned (int): How many of the M come before those held out, which choose the ridge, and whether it draws to
+            zero or to the prior; all of the M give the filters then.
         prior (torch.Tensor): Filters, C x D numbers.
 
     Returns:
@@ -187,12 +193,12 @@ def _regress(
     several = len(values) > 1
     outputs = target.T[:, :, None] if several else target[None]
     start = prior.flatten(1)[:, :, None] if several else prior.flatten(1).T[None]
-    x, y = values - values.mean(1, keepdim=True), outputs - outputs.mean(1, keepdim=True)
+    x, y = values, outputs - outputs.mean(1, keepdim=True)
     few = x.shape[1] < x.shape[2]  # then what is learned lies in the span of the inputs
     basis = torch.linalg.qr(x.transpose(1, 2)).Q if few else None
     z = x if basis is None else x @ basis
     rest = [y - origin * (x @ start) for origin in ORIGINS]
-    both = (~held_out, held_out) if (~held_out).any() else (held_out, held_out)  # a single image judges itself
+    both = (slice(learned), slice(learned, None)) if learned else (slice(None),) * 2  # a single image judges itself
     known, judged = ((z[:, rows], [part[:, rows] for part in rest]) for rows in both)
     grams = [z.transpose(1, 2) @ z for z, _ in (known, judged)]
     sides = [[z.transpose(1, 2) @ part for part in parts] for z, parts in (known, judged)]
@@ -204,7 +210,7 @@ def _regress(
     ridge, origin = min(errors, key=errors.__getitem__)
     (weight,) = _solve(grams[0] + grams[1], [sides[0][origin] + sides[1][origin]], ridge * (means[0] + means[1]))
     weight = ORIGINS[origin] * start + (weight if basis is None else basis @ weight)
-    explained = 1 - errors[ridge, origin] / max(float(y[:, held_out].square().sum()), 1e-12)
+    explained = 1 - errors[ridge, origin] / max(float(y[:, both[1]].square().sum()), 1e-12)
     return (weight[..., 0] if several else weight[0].T).reshape(prior.shape), explained
 
 
@@ -222,15 +228,16 @@ def _apply(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return values[0] @ weight.flatten(1).T
 
 
-def _set_normalised(conv: Any, norm: Any, weight: torch.Tensor, values: torch.Tensor, target: torch.Tensor) -> None:
+def _set_normalised(
+    conv: Any, norm: Any, weight: torch.Tensor, values: torch.Tensor, centre: torch.Tensor, target: torch.Tensor
+) -> None:
     """Give a convolution its filters at the size they had, and the normalisation behind it what makes up for that."""
     spread = _apply(values, weight).std(0)
     size, former = weight.flatten(1).norm(dim=1), conv.weight.flatten(1).norm(dim=1)
     alive = (spread > 1e-6) & (size > 1e-12)
     scale = (former / size.clamp_min(1e-12)).view(-1, 1, 1, 1)
     conv.weight.copy_(torch.where(alive.view(-1, 1, 1, 1), weight * scale, conv.weight))
-    outputs = _apply(values, conv.weight)
-    norm.running_mean.copy_(outputs.mean(0))
-    norm.running_var.copy_(outputs.var(0))
+    norm.running_mean.copy_(_apply(centre, conv.weight)[0])
+    norm.running_var.copy_(_apply(values, conv.weight).var(0))
     norm.weight.copy_(torch.where(alive, spread * (1 + norm.eps / norm.running_var).sqrt(), 0.0))
     norm.bias.copy_(target.mean(0))
