@@ -1,10 +1,10 @@
 """Paired trainings of a setting of docs/results.md: every arm over seeds, AP of the last epoch by pycocotools.
 
-    python benchmarks/grid.py bccd-all-labels files=FOLDER arms="none;ultralytics;default;default kd_share=2" seeds=0-4
+    python benchmarks/grid.py bccd-all-labels files=FOLDER arms="none;ultralytics;default kd_share=2" seeds=0-4
 
-FOLDER holds what the setting names (SETTINGS), i.e. `bccd/data.yaml` and `yolov8n_dq.pt`. Each run is a process of its own
-in `runs=` and is skipped once it is done, so several of these commands can share the work. What is there then is written to
-benchmarks/results/SETTING.json, from which benchmarks/tables.py makes the tables.
+FOLDER holds what the setting names (SETTINGS), i.e. `bccd/data.yaml` and `yolov8n_dq.pt`. Each run is a process of its
+own in `runs=` and is skipped once it is done, so several of these commands can share the work. What is there then is
+written to benchmarks/results/SETTING.json, from which benchmarks/tables.py makes the tables.
 """
 
 from __future__ import annotations
@@ -54,11 +54,6 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bccd-other-family": (
         "BCCD, 30 % of the training images (62), 30 epochs, a YOLO11n student of the YOLOv8s teacher",
         {**BCCD, "model": "yolo11n_dq.pt", "epochs": 30, "fraction": 0.3},
-    ),
-    "bccd-half-width": (
-        "BCCD, all 205 training images, 30 epochs, a student of half a YOLOv8n's width from random weights, its teacher a "
-        "YOLOv8n with COCO weights trained on BCCD",
-        {**BCCD, "model": "half.yaml", "teacher": "yolov8n_bccd.pt", "epochs": 30, "pretrained": False},
     ),
     "shapes-from-scratch": (
         "drawn shapes of data seed 11, a student of half a YOLOv8n's width from random weights",
