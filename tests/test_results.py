@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from ultralytics.nn.tasks import load_checkpoint
 
 from tests.tiny import train, train_plain
 from yolokd import UserError
@@ -139,6 +141,22 @@ def test_what_a_reader_should_know(tmp_path: Path) -> None:
     for words in ("resumed after epoch 1 and 2", "not verified", "shared machine", "no gap to close"):
         assert any(words in note for note in checks["notes"]), words
     assert by_name(results)["pcd"]["gap_closed"] is None and results["environment"]["shared_machine"] is True
+
+
+def test_the_epoch_that_is_evaluated_is_named(tmp_path: Path) -> None:
+    for val, word in ((True, "rated best"), (False, "the last epoch")):
+        (tmp_path / str(val)).mkdir()
+        root = comparison(tmp_path / str(val), {"none": [0.5]})
+        plan = read_json(root / "plan.json")
+        write_json(root / "plan.json", {**plan, "arguments": {**plan["arguments"], "val": val}})
+        assert word in from_compare(root)["weights"]
+
+
+def test_without_validation_best_is_the_last_epoch(tmp_path: Path, tiny_data: Path) -> None:
+    trainer = train(tmp_path, tiny_data, epochs=3, method="none", val=False)
+    best, last = (load_checkpoint(Path(trainer.save_dir) / "weights" / f"{name}.pt")[0] for name in ("best", "last"))
+    assert trainer.epoch == 2
+    assert all(torch.equal(a, b) for a, b in zip(best.state_dict().values(), last.state_dict().values()))
 
 
 def test_one_seed_is_judged_over_images(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
 CONTROLS = {"none": "plain training", "ultralytics": "Ultralytics' distillation"}
 BOOTSTRAP_SAMPLES = 1000
 WEIGHTS = "best.pt, the epoch that Ultralytics rated best on the val split"
+LAST = "best.pt, which is the last epoch where none is rated before (val=False)"
 
 Bootstrapper = Callable[[Mapping[str, Any], Mapping[str, Any]], "Bootstrap | None"]
 
@@ -54,7 +55,7 @@ def from_compare(root: Path) -> dict[str, Any]:
         "student": {"path": plan["arguments"]["model"], "sha256": plan["fingerprint"]["model"]},
         "data": data_summary(plan["data"], plan["split"], truth),
         "budget": {key: plan["arguments"].get(key) for key in ("epochs", "imgsz", "batch")},
-        "weights": WEIGHTS,
+        "weights": LAST if plan["arguments"].get("val") is False else WEIGHTS,
     }
     return assemble(head, teacher, arms, _bootstrapper(truth, root), plan.get("notes", []))
 
