@@ -17,12 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from yolokd.drawn.demo import RECIPE
 from yolokd.environment import environment
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
 
 RESULTS = Path(__file__).parent / "results"
 BCCD = {"data": "bccd/data.yaml", "model": "yolov8n_dq.pt", "teacher": "yolov8s_bccd.pt", "imgsz": 320, "batch": 16}
 SHAPES = {
+    **RECIPE,
     "data": "shapes/data.yaml",
     "model": "student.yaml",
     "teacher": "teacher.pt",
@@ -30,14 +32,6 @@ SHAPES = {
     "batch": 16,
     "nbs": 16,
     "epochs": 20,
-    "optimizer": "AdamW",
-    "lr0": 0.002,
-    "warmup_epochs": 1,
-    "mosaic": 0.0,
-    "scale": 0.2,
-    "pretrained": False,
-    "amp": False,
-    "workers": 0,
 }
 COCO = {"data": "coco256/data.yaml", "model": "yolov8n_dq.pt", "imgsz": 160, "batch": 16, "epochs": 5}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {

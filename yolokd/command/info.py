@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from yolokd.columns import aligned
+
 SUPPORTED = {"ultralytics": ">=8.4.115,<9", "torch": ">=2.6"}  # the ranges in pyproject.toml
 PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "scipy", "pycocotools", "onnx", "onnxruntime", "onnxslim")
 IMAGE_SIZE = 320  # for the cost of a method
@@ -44,12 +46,6 @@ def head_lines(name: str) -> dict[str, str]:
 
     text = recipe(name).read_text(encoding="utf-8")
     return dict(re.findall(r"^# (\w+):\s+(.+)$", text, flags=re.MULTILINE))
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text in columns of even width."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def measure(name: str) -> tuple[int, float]:
@@ -112,7 +108,7 @@ def methods_text() -> str:
             notes.append(f"{name}\n  paper: {head['Paper']}\n  ours:  {head['Ours']}")
     aliases = "\n".join(f"{name} = {'+'.join(parts)}" for name, parts in ALIASES.items())
     return (
-        f"{table(rows)}\n\nJoin methods with +, i.e. method=dfmsd+pcd. {aliases}. none = plain training; "
+        f"{aligned(rows)}\n\nJoin methods with +, i.e. method=dfmsd+pcd. {aliases}. none = plain training; "
         f"ultralytics = the built-in distillation, as a control.\n"
         f"parameters: trainable ones that exist during training only, for yolov8n <- yolov8s on 80 classes.\n"
         f"cost: arithmetic of a training step beside yolov8n's own, counted at {IMAGE_SIZE} pixels; the teacher's "
@@ -190,4 +186,4 @@ def checks_text() -> tuple[str, bool]:
             fast = [name for name, has in (("CPU", bfloat16_is_fast(torch.device("cpu"))), ("GPU", gpu)) if has]
             rows.append(("native bfloat16", ", ".join(fast) or "none"))
     end = "\n".join(f"PROBLEM: {problem}" for problem in problems) or "all is well"
-    return f"{table(rows)}\n{end}", not problems
+    return f"{aligned(rows)}\n{end}", not problems

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from yolokd.columns import aligned
 from yolokd.results import METRICS
 
 COLUMNS = ("arm", "runs", *METRICS, "sd", "vs_none", "low", "high", "verdict", "gap_closed", "step_ratio", "peak_gb")
@@ -47,9 +48,7 @@ class Table:
         return [list(self.columns), *([_text(name, row[name]) for name in self.columns] for row in self.rows)]
 
     def __str__(self) -> str:
-        from yolokd.command.info import table
-
-        return table(self.texts())
+        return aligned(self.texts())
 
     __repr__ = __str__
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from yolokd import config
+from yolokd.columns import aligned
 from yolokd.costs.memory import peak_bytes
 from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio, seconds
 from yolokd.errors import UserError
@@ -176,8 +177,6 @@ def steps_peak(settings: dict[str, Any], folder: str) -> int:
 
 def text(result: Mapping[str, Any]) -> str:
     """Return a profile as two tables."""
-    from yolokd.command.info import table
-
     whole = sum(result["parts"].values())
     plain = result["steps"][PLAIN]["seconds"]
     rows = [("part of a step", "ms", "share", "of a plain step")]
@@ -187,7 +186,9 @@ def text(result: Mapping[str, Any]) -> str:
     for name, step in result["steps"].items():
         shown = f"{step['peak_bytes'] / 2**30:.2f} GB" if step["peak_bytes"] else ""
         arms.append((name, f"{step['seconds'] * 1e3:.1f}", f"{step['ratio']:.2f}", shown))
-    return f"{table(rows)}\n\n{table(arms)}\n\nmedians on {result['device']}; the steps of the second table took turns"
+    return (
+        f"{aligned(rows)}\n\n{aligned(arms)}\n\nmedians on {result['device']}; the steps of the second table took turns"
+    )
 
 
 def run_words(words: list[str]) -> int:

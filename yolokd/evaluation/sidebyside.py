@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yolokd.columns import aligned
 from yolokd.compare.result import Table
 from yolokd.errors import UserError
 from yolokd.results import METRICS
@@ -95,11 +96,9 @@ EXAMPLES = {"model": "runs/detect/train/weights/best.pt", "data": "path/to/mine.
 
 def show(table: Table) -> str:
     """Return models as columns and numbers times 100 as rows, which stays legible with many classes."""
-    from yolokd.command.info import table as text
-
     keys = [column for column in table.columns if column not in {"name", "weights"}]
     cells = [["" if row[key] is None else f"{100 * row[key]:.2f}" for row in table] for key in keys]
     labels = ["AP by Ultralytics" if key == "host_ap" else key for key in keys]
-    lines = text([["x 100", *table["name"]], *([label, *row] for label, row in zip(labels, cells))])
+    lines = aligned([["x 100", *table["name"]], *([label, *row] for label, row in zip(labels, cells))])
     weights = "\n".join(f"{row['name']}: {row['weights']}" for row in table)
     return f"{lines}\n\n{weights}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from yolokd.columns import aligned
 from yolokd.losses import LOSSES
 from yolokd.pairs.suitability import Head, Refusal, parts_of, refusals
 
@@ -84,7 +85,5 @@ def _marked(value: str) -> str:
 
 def tasks_text() -> str:
     """Return the same as text for the screen."""
-    from yolokd.command.info import table as text
-
-    tables = [text(table(columns, side)) for columns, side in ((STUDENTS, "student"), (TEACHERS, "teacher"))]
+    tables = [aligned(table(columns, side)) for columns, side in ((STUDENTS, "student"), (TEACHERS, "teacher"))]
     return "\n\n".join(["Which method works for which task and head", *tables, "\n".join(reasons()), NOTE])
