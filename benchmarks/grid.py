@@ -116,6 +116,8 @@ def collect(setting: str, files: Path, runs: Path) -> None:
         known.setdefault(record["arm"], {})[record["seed"]] = round(record["ap"], 2)
     machines = old.get("environments", [old[key] for key in ("environment",) if key in old])
     machines += [environment()] * (environment() not in machines)
+    order = ["none", "ultralytics", "default"]
+    known = dict(sorted(known.items(), key=lambda each: (*[each[0] != name for name in order], each[0])))
     seeds = sorted({seed for values in known.values() for seed in values})
     teacher = old.get("teacher_ap")
     if teacher is None:
