@@ -16,11 +16,10 @@ import torch
 from torch import nn
 from ultralytics.engine.model import Model
 from ultralytics.nn.modules.head import RTDETRDecoder
-from ultralytics.utils.nms import non_max_suppression
 
 from yolokd.drawn.drawing import Drawing, draw_image
 from yolokd.errors import UserError
-from yolokd.parity import Array, difference, matched_difference, ordered_difference, partnered
+from yolokd.parity import Array, detections, difference, matched_difference, ordered_difference, partnered
 from yolokd.trust import open_model
 
 NOISE_INPUTS, DRAWN_INPUTS = 2, 6
@@ -181,8 +180,8 @@ def check_export(
         conf = min(conf, max(0.5 * best, LEAST_CONF))
     slack = conf * tolerance
     obb = meta["task"] == "obb"
-    ours = [_detections(output, conf - slack, iou, nc, end2end, obb) for output, _ in pairs]
-    theirs = [_detections(output, conf - slack, iou, nc, end2end or with_nms, obb) for _, output in pairs]
+    ours = [detections(output, conf - slack, iou, nc, end2end, obb) for output, _ in pairs]
+    theirs = [detections(output, conf - slack, iou, nc, end2end or with_nms, obb) for _, output in pairs]
     if with_nms:
         max_abs, max_rel = matched_difference(ours, theirs, conf + slack)
     elif end2end:
@@ -192,10 +191,10 @@ def check_export(
     if protos:
         worst = difference([a for a, _ in protos], [b for _, b in protos])
         max_abs, max_rel = max(max_abs, worst[0]), max(max_rel, worst[1])
-    same = all(
-        partnered(a, b, conf + slack, tolerance) and partnered(b, a, conf + slack, tolerance)
-        for a, b in zip(ours, theirs)
-    )
+    # which of two boxes with like scores NMS keeps may differ, so a partner may be one that it dropped
+    more = [detections(output, conf - slack, 1.0, nc, end2end, obb) for output, _ in pairs]
+    others = [detections(output, conf - slack, 1.0, nc, end2end or with_nms, obb) for _, output in pairs]
+    same = all(partnered(a, b, conf + slack, tolerance) for a, b in zip(ours + theirs, others + more))
     return Parity(
         exported=str(exported),
         inputs=len(pairs),
@@ -287,14 +286,3 @@ def _image(index: int, height: int, width: int, channels: int, seed: int) -> Arr
     image = np.asarray(cv2.resize(image, (width, height)), dtype=np.uint8).reshape(height, width, -1)
     image = np.resize(image.transpose(2, 0, 1), (channels, height, width))  # repeats planes beyond the third
     return np.ascontiguousarray(image / 255, dtype=np.float32)
-
-
-def _detections(output: Array, conf: float, iou: float, nc: int, final: bool, rotated: bool) -> Array:
-    """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class; rotated boxes as if they were not."""
-    if not final:
-        raw = torch.from_numpy(output[:, : 4 + nc + rotated].copy())
-        rows = non_max_suppression(raw, conf, iou, nc=nc, max_time_img=60.0, rotated=rotated)[0].numpy()[:, :6]
-    else:
-        rows = output[0][output[0][:, 4] >= conf][:, :6]
-    centre, half = rows[:, :2], rows[:, 2:4] / 2
-    return np.hstack((centre - half, centre + half, rows[:, 4:])) if rotated else rows

@@ -7,12 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from ultralytics.utils.nms import non_max_suppression
 
 SAME_PLACE = 0.05  # corners this far apart, as a fraction of the longer side, are one place (or half a pixel)
 LEAST_SCALE = 1e-4  # channels that never exceed this, such as classes that are nowhere seen, are compared to this
 
 Array = NDArray[np.float32]
+
+
+def detections(output: Array, conf: float, iou: float, nc: int, final: bool, rotated: bool) -> Array:
+    """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class; rotated boxes as if they were not."""
+    if not final:
+        raw = torch.from_numpy(output[:, : 4 + nc + rotated].copy())
+        most = 300 if iou < 1 else raw.shape[2]  # the host's number of detections, or all that there are
+        found = non_max_suppression(raw, conf, iou, nc=nc, max_det=most, max_time_img=60.0, rotated=rotated)
+        rows = found[0].numpy()[:, :6]
+    else:
+        rows = output[0][output[0][:, 4] >= conf][:, :6]
+    centre, half = rows[:, :2], rows[:, 2:4] / 2
+    return np.hstack((centre - half, centre + half, rows[:, 4:])) if rotated else rows
 
 
 def difference(ours: Sequence[Array], theirs: Sequence[Array]) -> tuple[float, float]:
