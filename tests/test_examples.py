@@ -44,7 +44,8 @@ def test_the_script_leaves_a_student_and_a_checked_onnx_file(
     weights = tmp_path / "out" / "student" / "weights"
     assert (weights / "best.onnx").is_file()
     assert "method: bckd" in (weights.parent / "args.yaml").read_text(encoding="utf-8")
-    assert rows(weights.parent)[-1]["kd/bckd_cls"] > 0
+    last = rows(weights.parent)[-1]  # the host rounds the terms themselves to five digits
+    assert last["kd/bckd_cls"] * last["kd/bckd_cls_gain"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing beside its folder
 
 

@@ -16,7 +16,7 @@ from tests.tiny import save_model, tiny_model
 from yolokd.cli import main
 from yolokd.errors import UserError
 from yolokd.export import CONF, check_export, export_and_check
-from yolokd.parity import difference, matched_difference, ordered_difference, partnered
+from yolokd.parity import detections, difference, matched_difference, ordered_difference, partnered
 
 IMGSZ = 64
 
@@ -236,6 +236,23 @@ def test_equal_scores_may_change_places_in_final_detections() -> None:
     assert ordered_difference([rows(a, b, c)], [rows((*a[:5], 2), (*b[:5], 2), c)], 1e-3)[1] == np.inf  # other classes
     assert ordered_difference([rows(a, c)], [rows((*a[:4], 0.4, 1), c)], 1e-3)[1] == np.inf  # another score
     assert ordered_difference([rows(a, b)], [rows(a)], 1e-3) == (np.inf, np.inf)  # one fewer
+
+
+def test_which_of_two_like_boxes_nms_keeps_is_no_difference() -> None:
+    """Boxes of 100 pixels, 15 apart, overlap by 85 / 115 > 0.7; the one of the higher score stays."""
+
+    def raw(*boxes: tuple[float, float]) -> Any:
+        return np.array([[[x, 50.0, 100.0, 100.0, score] for x, score in boxes]], np.float32).transpose(0, 2, 1)
+
+    def kept(output: Any, iou: float) -> Any:
+        return detections(output, 0.25, iou, nc=1, final=False, rotated=False)
+
+    ours, theirs, moved = raw((50, 0.9), (65, 0.9001)), raw((50, 0.9001), (65, 0.9)), raw((50, 0.9), (95, 0.9001))
+    assert len(kept(ours, 0.7)) == len(kept(theirs, 0.7)) == 1
+    assert not partnered(kept(ours, 0.7), kept(theirs, 0.7), 0.3, 1e-3)
+    assert partnered(kept(ours, 0.7), kept(theirs, 1.0), 0.3, 1e-3)
+    assert partnered(kept(theirs, 0.7), kept(ours, 1.0), 0.3, 1e-3)
+    assert not partnered(kept(moved, 0.7), kept(ours, 1.0), 0.3, 1e-3)  # a box that the other side has nowhere
 
 
 def test_detections_need_partners_of_class_place_and_score() -> None:

@@ -32,7 +32,7 @@ STUDENTS = (
 DETECTORS = (*STUDENTS, "yolov8n-p6", "yolov8s-worldv2", "yoloe-11s")
 TEACHERS = (*DETECTORS, *OTHER_TASKS, RTDETR)
 FEATURES_ALONE = {RTDETR}
-EXPORTED_OTHERWISE = {"yolov3-tiny"}  # the host's ONNX of it differs from torch, of an untouched model as well
+EXPORTED_OTHERWISE = {"yolov3-tiny"}  # the host's ONNX of it may differ from torch, of an untouched model as well
 COVERING = (  # each family once as student and once as teacher, and each kind of teacher once
     ("yolov3-tiny", "yolov5n"),
     ("yolov5n", "yolo26n"),
@@ -137,7 +137,8 @@ def test_a_short_training(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in plain.modules())
     if (student, teacher) in AGAIN:  # this student is exported after another teacher
         return
-    otherwise = student in EXPORTED_OTHERWISE
-    source = weights(student, False) if otherwise else trainer.last
-    parity = check_export(source, YOLO(source).export(format="onnx", imgsz=settings["imgsz"], simplify=False))
-    assert parity.ok or otherwise, parity.summary()  # on some processors and releases of the runtime it is right
+    sources = [trainer.last, *([weights(student, False)] if student in EXPORTED_OTHERWISE else [])]
+    exports = [YOLO(source).export(format="onnx", imgsz=settings["imgsz"], simplify=False) for source in sources]
+    parity, *untouched = map(check_export, sources, exports)
+    # where the host exports an untouched model right, a distilled one must be right as well
+    assert parity.ok or any(not other.ok for other in untouched), parity.summary()

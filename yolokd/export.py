@@ -43,7 +43,7 @@ class Parity:
         detections_onnx (int): Detections of the exported file at `conf`.
         conf (float): Confidence threshold; below the usual one where the weights detect nothing on the inputs.
         same_detections (bool): Whether each detection of either side has a partner of its class and score on the
-            other side, its corners within a twentieth of its longer side.
+            other side, its corners within a twentieth of its longer side; NMS may have dropped the partner there.
         end2end (bool): Whether the exported file gives final detections by itself.
         bits (int): Precision of the exported file, 32 or 16.
         nms (bool): Whether NMS is built into the file, which then gives the detections at `conf` alone.
@@ -71,6 +71,8 @@ class Parity:
         """Return the result in two lines."""
         verdict = "agrees with" if self.ok else "DIFFERS from"
         same = "the same" if self.same_detections else "NOT the same"
+        if self.same_detections and self.detections_torch != self.detections_onnx:
+            same += ", but for what NMS chose among like scores"
         counts = (
             f"{self.detections_torch} detections in PyTorch, {self.detections_onnx} in ONNX at conf {self.conf:.2g}"
         )
