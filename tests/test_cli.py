@@ -17,6 +17,7 @@ import yaml
 from tests.tiny import save_model, tiny_model
 from yolokd import UserError, __version__, cli, config
 from yolokd.command import inputs
+from yolokd.environment import installed
 from yolokd.losses import LOSSES
 
 
@@ -545,6 +546,5 @@ def test_weights_in_the_form_that_torch_wrote_first_are_looked_into(tmp_path):
 
 
 def test_a_package_that_is_not_installed_has_no_version():
-    from yolokd.command import info
 
-    assert info.installed("no-such-package-at-all") is None and info.installed("torch")
+    assert installed("no-such-package-at-all") is None and installed("torch")

@@ -44,6 +44,7 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "high | low | random": ["middle", 1, None],
     "none | gain | gap | frequency": ["fft", 0, False],
     "soft | binary": ["hard", 1, None],
+    "soft | same": ["hard", 1, None],
     "together | sequence": ["both", 1, None],
     "stages | together": ["both", 1, None],
     "equal | confidence": ["mean", 1, None],

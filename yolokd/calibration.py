@@ -13,6 +13,7 @@ from torch import nn
 LOGGER = logging.getLogger("ultralytics")
 BATCHES = 8
 GRADIENT_SCALE = 1024.0  # keeps small half-precision gradients above the underflow
+ROUNDING = 1e-6  # of the task's gradient: less is what remains where teacher and student agree
 
 
 def gradient_norm(term: torch.Tensor, feats: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -55,7 +56,7 @@ class GainCalibration:
 
     A unit is a method, or one part of a method. Gains are set over the first batches (a running ratio of mean norms,
     from the first batch on) and once more over the first batches after the warm-up; each time over 8 batches in which
-    the unit had a gradient at all.
+    the unit had a gradient at all. A gradient that is nothing but rounding is not brought to its share.
 
     Attributes:
         shares (dict[str, float]): Wanted ratio of each unit's gradient norm to the task's.
@@ -103,7 +104,7 @@ class GainCalibration:
                     row[0], row[1], row[2] = row[0] + task_norm, row[1] + norm, row[2] + 1
             task_sum, unit_sum, count = self.sums[unit]
             if count and (self.window == 0 or count == BATCHES):
-                self.gains[unit] = self.shares[unit] * task_sum / unit_sum
+                self.gains[unit] = self.shares[unit] * task_sum / max(unit_sum, ROUNDING * task_sum)
         if all(self.sums[unit][2] >= BATCHES for unit in units):
             self.window += 1
             gains = ", ".join(f"{unit} {self.gains[unit]:.4g}" for unit in units)

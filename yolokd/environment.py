@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from yolokd.command.info import PACKAGES, installed
+PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "scipy", "pycocotools", "onnx", "onnxruntime", "onnxslim")
+
+
+def installed(name: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def versions() -> dict[str, str]:
@@ -14,7 +23,7 @@ def versions() -> dict[str, str]:
     import yolokd
 
     found = {name: installed(name) for name in PACKAGES}
-    return {"yolokd": yolokd.__version__, **{name: version for name, version in found.items() if version}}
+    return {"yolokd": yolokd.__version__, **{name: text for name, text in found.items() if text}}
 
 
 def environment() -> dict[str, Any]:

@@ -25,6 +25,15 @@ class TestSGFI(LossContract):
     zero_at_identity = False  # levels are mixed, so the teacher's own level alone is not the mixture
 
 
+class TestSGFIOfTheSameLevel(TestSGFI):
+    """The checklist without soft matching."""
+
+    zero_at_identity = True
+
+    def make(self, pair, **options):
+        return super().make(pair, **({"match": "same"} | options))
+
+
 class TestSGFIWithFewRegions(TestSGFI):
     """The checklist where the regions do not use up the anchors."""
 
@@ -110,6 +119,22 @@ def test_module_equals_the_loop_version(align: bool) -> None:
         align=align,
     )
     assert module(student, teacher, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_level_alone_is_the_limit_of_certain_matching() -> None:
+    """By hand: levels of 2, 6 and 1 against a teacher of 1 on the finest level: (2 - 1)^2; soft mixes in others."""
+    pair = random_pair(student_channels=(4, 4, 4), teacher_channels=(4, 4, 4))  # all regions lie on the finest level
+    student, teacher = random_taps(pair)
+    for feat, value in zip(student.feats, (2.0, 6.0, 1.0)):
+        feat.data.fill_(value)
+    for feat in teacher.feats:
+        feat.fill_(1.0)
+    module = SGFILoss(pair, regions=6, match="same", align=False)
+    for adapter in module.adapters[0]:
+        nn.init.dirac_(adapter.weight)
+    assert module(student, teacher, random_targets(student)).item() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="sgfi_match='other' must be one of soft, same"):
+        SGFILoss(pair, match="other")
 
 
 def test_temperature_starts_at_one_stays_positive_and_does_not_decay() -> None:

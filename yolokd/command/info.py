@@ -7,12 +7,12 @@ import re
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 
 from yolokd.columns import aligned
+from yolokd.environment import PACKAGES, installed
 
 SUPPORTED = {"ultralytics": ">=8.4.115,<9", "torch": ">=2.6"}  # the ranges in pyproject.toml
-PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "scipy", "pycocotools", "onnx", "onnxruntime", "onnxslim")
 IMAGE_SIZE = 320  # for the cost of a method
 LEFT_OUT = {  # name: signal, paper, what the paper states, why we have it not
     "freekd": (
@@ -23,14 +23,6 @@ LEFT_OUT = {  # name: signal, paper, what the paper states, why we have it not
     )
 }
 STUDENT_STEP = 3 * 8.7e9 * (IMAGE_SIZE / 640) ** 2  # FLOPs of yolov8n forward (8.7 G at 640) and backward (twice that)
-
-
-def installed(name: str) -> str | None:
-    """Return the version of an installed package, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def versions() -> str:

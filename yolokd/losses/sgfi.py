@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from yolokd.losses.base import DistillLoss
 from yolokd.regions import Proposer, as_rois, pool, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
 
+Match = Literal["soft", "same"]
 SIZE = 7  # bins per side of a region; two convolutions of stride 2 take it to 1
 SAMPLES = 1  # per side of a bin; with 2, pooling and its gradient take four times as long
 
@@ -91,16 +92,25 @@ class SGFILoss(DistillLoss):
         - f_embed has its ReLU between the two convolutions, not after them, so that similarities have both signs.
         - tau is the softplus of a parameter, at least 0.01, and starts at 1.
         - `align` standardises mixture and teacher per channel, over the regions of the same teacher level.
+        - `match="same"` is the paper's comparison without its idea: the student's level of the same stride alone.
 
     Attributes:
-        logit_scale (nn.Parameter): Softplus gives the temperature tau; shape (1,).
+        logit_scale (nn.Parameter): Softplus gives the temperature tau; shape (1,). With `match="soft"` only.
     """
 
     name: ClassVar[str] = "sgfi"
     paper: ClassVar[str] = "Yao et al. 2021, arXiv 2108.07482"
     signal: ClassVar[Literal["features", "logits", "regions"]] = "regions"
 
-    def __init__(self, pair: Pair, regions: int = 32, positives: float = 0.25, embed: int = 64, align: bool = True):
+    def __init__(
+        self,
+        pair: Pair,
+        regions: int = 32,
+        positives: float = 0.25,
+        embed: int = 64,
+        match: Match = "soft",
+        align: bool = True,
+    ):
         """Build adapters and embeddings.
 
         Args:
@@ -108,15 +118,23 @@ class SGFILoss(DistillLoss):
             regions (int): Regions per image.
             positives (float): Largest share of regions that are labelled boxes or positive predictions.
             embed (int): Length of the matching embedding.
+            match (str): soft mixes the student's levels by their meaning, same takes the teacher's level alone.
             align (bool): Standardise the region features per channel.
+
+        Raises:
+            ValueError: If `match` is not known.
         """
         super().__init__(pair)
+        if match not in get_args(Match):
+            raise ValueError(f"sgfi_match='{match}' must be one of {', '.join(get_args(Match))}.")
+        self.match = match
         self.align = align
         self.proposer = Proposer(per_image=regions, positives=positives, seed=pair.seed)
         levels = len(pair.student_channels)
         self.adapters = nn.ModuleList(Adapters(pair.student_channels, [c] * levels) for c in pair.teacher_channels)
-        self.embeddings = nn.ModuleList(Embedding(c, embed) for c in pair.teacher_channels)
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(math.e - 1)))  # softplus gives 1
+        if match == "soft":
+            self.embeddings = nn.ModuleList(Embedding(c, embed) for c in pair.teacher_channels)
+            self.logit_scale = nn.Parameter(torch.full((1,), math.log(math.e - 1)))  # softplus gives 1
 
     def temperature(self) -> torch.Tensor:
         """Return the temperature of the level softmax with shape (1,)."""
@@ -141,6 +159,10 @@ class SGFILoss(DistillLoss):
         pooled = [pool(f, stride, rois, SIZE, SAMPLES) for f, stride in zip(student.feats, student.strides)]
         adapted = torch.stack(self.adapters[level](pooled), dim=1)  # L x (N, C, 7, 7) -> (N, L, C, 7, 7)
         reference = pool(teacher.feats[level].detach(), teacher.strides[level], rois, SIZE, SAMPLES)
+        if self.match == "same":
+            weights = adapted.new_zeros(adapted.shape[:2])
+            weights[:, level] = 1
+            return adapted, reference, weights
         student_keys = as_float(self.embeddings[level](adapted.flatten(0, 1)))  # (N * L, C, 7, 7) -> (N * L, D)
         teacher_keys = as_float(self.embeddings[level](reference))
         weights = level_weights(

@@ -12,13 +12,13 @@ from torch import nn
 from yolokd.students.channels import channel_flow, evenly, is_depthwise, raw_outputs
 from yolokd.students.inherited import class_layers
 
-CHUNK = 16  # images of one teacher forward
+CHUNK = 16  # images that a layer works on at a time
 HELD_OUT = 0.25  # share of the images on which a layer's ridge is chosen
 POSITIONS = (16384, 32768, 8)  # fewest, most, and per unknown
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of the inputs' squares, summed over places
 ORIGINS = (0.0, 1.0)  # of the filters that are there, what a ridge draws to
 
-Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Places = tuple[torch.Tensor, ...]
 
 
 def fit_weights(
@@ -91,7 +91,8 @@ def fit_weights(
 
         return before
 
-    with torch.no_grad(), raw_outputs(student), _hooks({own[name]: fit(name) for name in watched}, before=True):
+    fits = {own[name]: fit(name) for name in watched}
+    with torch.no_grad(), raw_outputs(student), _in_pieces(own, norms), _hooks(fits, before=True):
         student(images)
     return explained
 
@@ -118,6 +119,40 @@ def _hooks(hooks: Mapping[Any, Callable[..., None]], before: bool = False) -> It
             handle.remove()
 
 
+@contextmanager
+def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator[None]:
+    """Let convolutions take few images at a time, and the normalisations behind them work in place, to save memory."""
+
+    def convolve(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(inputs: torch.Tensor) -> torch.Tensor:
+            output = None
+            for start in range(0, len(inputs), CHUNK):
+                part = forward(inputs[start : start + CHUNK])
+                output = part.new_empty(len(inputs), *part.shape[1:]) if output is None else output
+                output[start : start + CHUNK] = part
+            return output
+
+        return run
+
+    def normalise(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(inputs: torch.Tensor) -> torch.Tensor:
+            for part in inputs.split(CHUNK):
+                part.copy_(forward(part))
+            return inputs
+
+        return run
+
+    changed = [modules[name] for pair in norms.items() for name in pair]
+    try:
+        for conv, norm in norms.items():
+            modules[conv].forward = convolve(modules[conv].forward)
+            modules[norm].forward = normalise(modules[norm].forward)
+        yield
+    finally:
+        for module in changed:
+            module.__dict__.pop("forward", None)
+
+
 def _targets(
     teacher: Any,
     images: torch.Tensor,
@@ -131,19 +166,24 @@ def _targets(
         (dict[str, tuple]): For each layer the places, that is image, row and column with shape (M,) in order of the
             images, and the chosen channels there with shape (M, C).
     """
-    drawn: dict[str, list[tuple[Places, torch.Tensor]]] = {name: [] for name in watched}
-    generator = torch.Generator().manual_seed(0)
     fewest, most, each = POSITIONS
+    wanted = {name: min(max(each * unknowns[name], fewest), most) for name in watched}
+    # In one piece from the start: what lies between the maps of a forward keeps their memory from being given back.
+    places = {name: torch.empty(3, rows, dtype=torch.long, device=images.device) for name, rows in wanted.items()}
+    found = {name: images.new_empty(rows, len(picks[name])) for name, rows in wanted.items()}
+    filled = dict.fromkeys(watched, 0)
+    generator = torch.Generator().manual_seed(0)
 
     def note(name: str, start: int, count: int) -> Callable[..., None]:
         def after(module: Any, inputs: Any, output: torch.Tensor) -> None:
             height, width = output.shape[2:]
-            wanted = min(max(each * unknowns[name], fewest), most) * count // len(images)
-            flat = torch.randperm(count * height * width, generator=generator)[: max(wanted, 1)]
-            flat = flat.sort().values.to(output.device)
+            flat = torch.randperm(count * height * width, generator=generator)
+            flat = flat[: max(wanted[name] * count // len(images), 1)].sort().values.to(output.device)
             image, row, column = flat // (height * width), flat // width % height, flat % width
-            found = output[image, :, row, column][:, picks[name].to(output.device)]
-            drawn[name].append(((image + start, row, column), found))
+            rows = slice(filled[name], filled[name] + len(flat))
+            places[name][:, rows] = torch.stack((image + start, row, column))
+            found[name][rows] = output[image, :, row, column][:, picks[name].to(output.device)]
+            filled[name] = rows.stop
 
         return after
 
@@ -152,12 +192,7 @@ def _targets(
             part = images[start : start + CHUNK]
             with _hooks({module: note(name, start, len(part)) for name, module in watched.items()}):
                 teacher(part)
-    targets = {}
-    for name, parts in drawn.items():
-        places, found = zip(*parts)
-        image, row, column = (torch.cat(coordinate) for coordinate in zip(*places))
-        targets[name] = (image, row, column), torch.cat(found)
-    return targets
+    return {name: (places[name][:, :rows].unbind(), found[name][:rows]) for name, rows in filled.items() if rows}
 
 
 def _patches(inputs: torch.Tensor, conv: Any, places: Places) -> torch.Tensor:
