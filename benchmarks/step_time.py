@@ -22,7 +22,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from yolokd import config
 from yolokd.costs.profiling import peak
-from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio
+from yolokd.costs.rehearsal import Rehearsal
+from yolokd.costs.timing import in_turn, ratio
 from yolokd.environment import environment
 
 METHODS = "pcd,bckd,ld,softkd,dfmsd,samkd,gdetkd,dfmsd+pcd,mgd,cwd,pkd,crosskd"

@@ -17,7 +17,7 @@ from ultralytics.utils.metrics import ap_per_class
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd.costs.rehearsal import in_turn, ratio
+from yolokd.costs.timing import in_turn, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.pairs.classes import data_classes, match_classes

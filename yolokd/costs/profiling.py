@@ -17,7 +17,8 @@ import torch
 from yolokd import config
 from yolokd.columns import aligned
 from yolokd.costs.memory import peak_bytes
-from yolokd.costs.rehearsal import Rehearsal, in_turn, ratio, seconds
+from yolokd.costs.rehearsal import Rehearsal
+from yolokd.costs.timing import in_turn, ratio, seconds
 from yolokd.errors import UserError
 from yolokd.trust import KEY, loading
 

@@ -1,54 +1,17 @@
-"""Trainers set up as for a run and stepped by hand, in turn, so that their costs can be compared."""
+"""Trainers set up as for a run and stepped by hand."""
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from ultralytics.utils.torch_utils import autocast
 
+from yolokd.trainers import trainer_for
 from yolokd.trust import KEY, loading
-
-
-def seconds(device: torch.device) -> float:
-    """Return the time now, after what the device still had to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def in_turn(
-    steps: Mapping[str, Callable[[], None]], device: torch.device, rounds: int, warmup: int = 2
-) -> dict[str, list[float]]:
-    """Run steps by turns, so that whatever else the machine does falls on all of them alike.
-
-    Args:
-        steps (Mapping[str, Callable]): What to time, by name.
-        device (torch.device): Where it runs.
-        rounds (int): Times that each is run.
-        warmup (int): Rounds before that, which are not counted.
-
-    Returns:
-        (dict[str, list[float]]): Seconds of each round by name.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(warmup + rounds):
-        for name, step in steps.items():
-            start = seconds(device)
-            step()
-            if number >= warmup:
-                taken[name].append(seconds(device) - start)
-    return taken
-
-
-def ratio(taken: Mapping[str, list[float]], name: str, base: str) -> float:
-    """Return the median over rounds of one step's time by that of another in the same round."""
-    return median(a / b for a, b in zip(taken[name], taken[base]))
 
 
 class Rehearsal:
@@ -69,8 +32,6 @@ class Rehearsal:
             trainer (type, optional): Class of the trainer, of which an Ultralytics trainer knows the host's keys only;
                 ours for the model's task if not given.
         """
-        from yolokd.trainers import trainer_for
-
         settings = {
             **overrides,
             "project": str(folder),

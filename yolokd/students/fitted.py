@@ -125,11 +125,11 @@ def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator
 
     def convolve(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(inputs: torch.Tensor) -> torch.Tensor:
-            output = None
-            for start in range(0, len(inputs), CHUNK):
-                part = forward(inputs[start : start + CHUNK])
-                output = part.new_empty(len(inputs), *part.shape[1:]) if output is None else output
-                output[start : start + CHUNK] = part
+            first = forward(inputs[:CHUNK])
+            output = first.new_empty(len(inputs), *first.shape[1:])
+            output[:CHUNK] = first
+            for start in range(CHUNK, len(inputs), CHUNK):
+                output[start : start + CHUNK] = forward(inputs[start : start + CHUNK])
             return output
 
         return run

@@ -1,0 +1,45 @@
+"""Steps timed by turns, so that their costs can be compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+import torch
+
+
+def seconds(device: torch.device) -> float:
+    """Return the time now, after what the device still had to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turn(
+    steps: Mapping[str, Callable[[], None]], device: torch.device, rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Run steps by turns, so that whatever else the machine does falls on all of them alike.
+
+    Args:
+        steps (Mapping[str, Callable]): What to time, by name.
+        device (torch.device): Where it runs.
+        rounds (int): Times that each is run.
+        warmup (int): Rounds before that, which are not counted.
+
+    Returns:
+        (dict[str, list[float]]): Seconds of each round by name.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(warmup + rounds):
+        for name, step in steps.items():
+            start = seconds(device)
+            step()
+            if number >= warmup:
+                taken[name].append(seconds(device) - start)
+    return taken
+
+
+def ratio(taken: Mapping[str, list[float]], name: str, base: str) -> float:
+    """Return the median over rounds of one step's time by that of another in the same round."""
+    return median(a / b for a, b in zip(taken[name], taken[base]))
