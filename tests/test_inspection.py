@@ -391,7 +391,7 @@ MISTAKES = {
     "no source": ({"source": None}, "inspect needs source="),
     "missing image": ({"source": "nowhere.jpg"}, "there is no such file"),
     "two teachers": ({"teacher": ["a.pt", "b.pt"]}, "one teacher at a time"),
-    "no method": ({"method": "none"}, "none of our methods"),
+    "no method": ({"method": "none"}, "has nothing to look at"),
     "unknown method": ({"method": "dfmds"}, "did you mean dfmsd"),
     "key of training": ({"epochs": 3}, "epochs=3 is no key of inspect"),
     "unknown key": ({"dfmsd_gama": 1}, "similar: dfmsd_gamma"),

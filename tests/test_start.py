@@ -27,7 +27,7 @@ IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(
 def start(student: Any, teachers: list[Any], init: str, at_random: bool) -> bool:
     """Start a student and return whether its weights were changed."""
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    args = SimpleNamespace(kd_init=init, kd_class_map=None)
+    args = SimpleNamespace(method="bckd", kd_init=init, kd_class_map=None)
     start_from_teacher(student, teachers, lambda: IMAGES, dict(enumerate(NAMES)), args, at_random)
     return any(not torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
@@ -87,7 +87,8 @@ def test_queries_are_selected() -> None:
 
 def test_without_an_image_weights_are_selected(said: list[str]) -> None:
     student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
-    args = SimpleNamespace(kd_init="auto", kd_class_map=None)
+    said.clear()  # what the host says of the models
+    args = SimpleNamespace(method="bckd", kd_init="auto", kd_class_map=None)
     start_from_teacher(student, [teacher], lambda: torch.zeros(0), dict(enumerate(NAMES)), args, True)
     assert torch.equal(student.model[0].conv.weight, teacher.model[0].conv.weight[::2])
     assert said == ["distillation: the student starts from its teacher's weights, 100% of its own selected"]
@@ -119,6 +120,30 @@ def test_a_fitted_start_is_trained_on(tmp_path: Path, tiny_data: Path) -> None:
     runs = [train(tmp_path, tiny_data, teacher=str(path), method="bckd", name=name) for name in ("a", "b")]
     weights = [torch.load(run.last, weights_only=False)["model"].state_dict() for run in runs]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_the_start_alone(tmp_path: Path, tiny_data: Path) -> None:
+    """`method=fit` begins where `bckd` does, and from there on is plain training."""
+    path = save_model(widened(tiny_model(seed=1), tiny_model("yolov8s", seed=2)), tmp_path / "teacher.pt")
+    given = {"model": "yolov8n.yaml", "teacher": str(path)}
+    starts = [set_up(tmp_path, tiny_data, method=method, **given).model for method in ("fit", "bckd", "none")]
+    first, second, plain = ([*model.model.state_dict().values()] for model in starts)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, plain, strict=True))
+    run = train(tmp_path, tiny_data, method="fit", name="fit", **given)
+    assert run.criterion is None and not (run.wdir / "kd_state.pt").exists()
+    assert "kd" not in (run.save_dir / "results.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_the_start_alone_needs_a_teacher_of_the_family(tmp_path: Path, tiny_data: Path) -> None:
+    path = save_model(tiny_model("yolo11n", seed=2), tmp_path / "teacher.pt")
+    with pytest.raises(UserError, match="method=fit needs a teacher of the student's family"):
+        set_up(tmp_path, tiny_data, teacher=str(path), method="fit")
+    with pytest.raises(UserError, match="method=fit is the start that kd_init=none leaves out"):
+        set_up(tmp_path, tiny_data, teacher=str(path), method="fit", kd_init="none")
+    with pytest.raises(UserError, match="method=fit needs a teacher"):
+        set_up(tmp_path, tiny_data, method="fit")
+    assert not [*tmp_path.glob("**/args.yaml")]
 
 
 def trainer_for(project: Path, data: Path, **overrides: Any) -> DistillationTrainer:

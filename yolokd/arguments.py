@@ -33,7 +33,9 @@ class Configured(_Host):
     """What an Ultralytics trainer needs to take our keys beside its own.
 
     Attributes:
-        methods (tuple[str, ...]): Chosen methods; empty for plain training and for the built-in distillation.
+        methods (tuple[str, ...]): Chosen methods; empty for plain training, from a fitted start or not, and for the
+            built-in distillation.
+        fits (bool): Whether the teacher gives the start alone.
         criterion (DistillationLoss | None): The student's criterion, once the model is set up.
         teacher_objects (list[nn.Module]): Teachers that came as objects rather than as files.
         new_folders (list[Path]): Folders that this run makes, to be taken away where it does not begin.
@@ -82,8 +84,7 @@ class Configured(_Host):
         try:
             with loading(safe, what=f"resume={resumed}", file=resumed):
                 super().__init__(config.merged_base(cfg), overrides, _callbacks)
-            self.methods = config.methods(self.args.method)
-            self.methods = () if self.methods == ("ultralytics",) else self.methods
+            self.methods, self.fits = config.terms(self.args.method), self.args.method == "fit"
             self._locate_teachers()
             self._check_precision()
         except Exception:

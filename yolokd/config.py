@@ -42,7 +42,7 @@ def methods(value: Any) -> tuple[str, ...]:
 
     Args:
         value (Any): Names joined by `+`, i.e. `dfmsd+pcd`; None or `none` for plain training; `ultralytics` for the
-            built-in distillation.
+            built-in distillation; `fit` for plain training from a start fitted to the teacher.
 
     Returns:
         (tuple[str, ...]): Names in order, aliases such as `gdetkd` written out; empty for plain training.
@@ -59,13 +59,13 @@ def methods(value: Any) -> tuple[str, ...]:
         return tuple(names)  # without importing torch
     from yolokd.losses import ALIASES
 
-    known = [*METHODS, *ALIASES, "none", "ultralytics"]
+    known = [*METHODS, *ALIASES, *ALONE]
     for name in names:
         if name not in known:
             close = get_close_matches(name.lower(), known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UserError(f"method={value}: there is no method '{name}'; {hint}Methods: {', '.join(known)}")
-        if name in {"none", "ultralytics"} and len(names) > 1:
+        if name in ALONE and len(names) > 1:
             raise UserError(f"method={value}: '{name}' stands alone; take it out, or use method={name}")
     expanded = [part for name in names for part in ALIASES.get(name, (name,))]
     if twice := [name for name in dict.fromkeys(expanded) if expanded.count(name) > 1]:
@@ -73,6 +73,12 @@ def methods(value: Any) -> tuple[str, ...]:
     return tuple(expanded)
 
 
+def terms(value: Any) -> tuple[str, ...]:
+    """Return the methods in `method=` that add a term to the loss: all but the words that stand alone."""
+    return () if value in ALONE else methods(value)
+
+
+ALONE = ("none", "ultralytics", "fit")  # values of `method` that stand alone and add no term of ours
 # The methods are the names with a gain of their own; this avoids importing torch for their names.
 METHODS: tuple[str, ...] = tuple(
     re.findall(r"^(?!kd_)(\w+)_gain:", (FOLDER / "default.yaml").read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.config import KEYS, methods, teachers
+from yolokd.config import KEYS, methods, teachers, terms
 from yolokd.errors import UserError
 from yolokd.schedule import Stages
 from yolokd.unlabeled.label_keys import check_label_keys
@@ -134,7 +134,9 @@ def _check_teachers(args: Mapping[str, Any], chosen: tuple[str, ...], given: lis
             f"teacher_epochs={args['teacher_epochs']} fine-tunes the one teacher of a distillation and does not go "
             f"with {why}; set teacher_epochs=0"
         )
-    if chosen and (args.get("int8") is True or str(args.get("quantize")).lower() in {"8", "int8", "w8a8"}):
+    if method == "fit" and args["kd_init"] == "none":
+        raise UserError("method=fit is the start that kd_init=none leaves out; for plain training use method=none")
+    if terms(method) and (args.get("int8") is True or str(args.get("quantize")).lower() in {"8", "int8", "w8a8"}):
         raise UserError(
             "quantize=8 does not go with a teacher: quantisation-aware training would quantise the adapters too; "
             "distil first, then train with quantize=8 method=none, or export with quantize=8"
@@ -147,7 +149,7 @@ def _check_teachers(args: Mapping[str, Any], chosen: tuple[str, ...], given: lis
 
 def _check_gains(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
     """Refuse a distillation of which nothing would be left."""
-    if not chosen or chosen == ("ultralytics",):
+    if not terms(args["method"]):
         return
     from yolokd.losses import LOSSES
 

@@ -50,7 +50,7 @@ class Distilling(Configured, Ending, Feeding):
     def train(self) -> Any:
         """Train; a teacher is fine-tuned first where asked, and handed to DDP workers where it is an object."""
         try:
-            if self.methods and self.args.teacher_epochs and RANK == -1 and not self.resume:
+            if (self.methods or self.fits) and self.args.teacher_epochs and RANK == -1 and not self.resume:
                 with preserved_rng(), loading(self.args.kd_safe_load):
                     self.args.teacher = str(fine_tune(self.args.teacher, self.args, self.save_dir.parent))
                     init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
@@ -85,7 +85,7 @@ class Distilling(Configured, Ending, Feeding):
     def set_model_attributes(self) -> None:
         """Attach the distillation criterion, before the host compiles, freezes, wraps and optimizes the model."""
         super().set_model_attributes()
-        if not self.methods:
+        if not self.methods and not (self.fits and not self.resume):
             return
         model = unwrap_model(self.model)
         if self.teacher_objects or FOLDER_PREFIX in str(self.args.teacher):
@@ -100,10 +100,12 @@ class Distilling(Configured, Ending, Feeding):
         teachers = [Teacher(teacher, identity) for teacher, identity in loaded]
         if check:
             preflight.check_teachers(model, teachers, self.data["names"], self.args)
-            self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded]
+            self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded] if self.methods else []
         if not self.resume:
             models, names = [teacher for teacher, _ in loaded], self.data["names"]
             start_from_teacher(model, models, self.sample_images, names, self.args, self._random_start)
+        if self.fits:
+            return
         self.criterion = build_criterion(model, teachers, self.methods, self.args)
         put_on(model, self.criterion)
 

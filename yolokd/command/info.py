@@ -101,7 +101,8 @@ def methods_text() -> str:
     aliases = "\n".join(f"{name} = {'+'.join(parts)}" for name, parts in ALIASES.items())
     return (
         f"{aligned(rows)}\n\nJoin methods with +, i.e. method=dfmsd+pcd. {aliases}. none = plain training; "
-        f"ultralytics = the built-in distillation, as a control.\n"
+        f"ultralytics = the built-in distillation, as a control; fit = plain training from a start fitted to the "
+        f"teacher.\n"
         f"parameters: trainable ones that exist during training only, for yolov8n <- yolov8s on 80 classes.\n"
         f"cost: arithmetic of a training step beside yolov8n's own, counted at {IMAGE_SIZE} pixels; the teacher's "
         f"forward comes on top, once for all methods.\n\n"

@@ -15,7 +15,7 @@ import torch
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from yolokd.compare.plan import CONTROLS
+from yolokd import config
 from yolokd.compare.queue import follow_parent
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer
 from yolokd.imagestream import StreamHash
@@ -96,7 +96,7 @@ def train(folder: Path, plan: dict[str, Any], device: str | None) -> dict[str, A
 
 def other_images(plan: dict[str, Any], arm: str) -> bool:
     """Return whether an arm sees other images than those of distillation do, because it needs labels for all."""
-    return bool(plan["arguments"].get("kd_unlabeled")) and arm in CONTROLS
+    return bool(plan["arguments"].get("kd_unlabeled")) and not config.terms(arm)
 
 
 def wipe(folder: Path) -> None:

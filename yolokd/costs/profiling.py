@@ -210,8 +210,11 @@ def run_words(words: list[str]) -> int:
     given["model"] = inputs.weights("model", given["model"], trained=False)
     found = [inputs.weights("teacher", item) for item in config.teachers(given["teacher"])]
     given["teacher"] = found if isinstance(given["teacher"], list) else found[0]
-    if not config.methods(given.get("method", config.DEFAULTS["method"])) or given.get("method") == "ultralytics":
-        raise UserError(f"method={given['method']}: plain training and the built-in are always measured; name another")
+    if not config.terms(given.get("method", config.DEFAULTS["method"])):
+        raise UserError(
+            f"method={given['method']} has no steps of its own; plain training and the built-in are always measured, "
+            f"so name another, i.e. method=dfmsd"
+        )
     with tempfile.TemporaryDirectory(prefix="yolokd-profile-data-") as folder, loading(given.get(KEY, True)):
         for item in found:
             load_teacher(item)

@@ -101,7 +101,7 @@ def run_demo(
     from yolokd.export import export_and_check
 
     start = time.perf_counter()
-    if not config.methods(config.check({"method": method})["method"]) or method == "ultralytics":
+    if not (config.terms(config.check({"method": method})["method"]) or method == "fit"):
         raise UserError(f"method={method} is not one of yolokd's, i.e. method=dfmsd+pcd")
     for key, value in {"epochs": epochs, "teacher_epochs": teacher_epochs, "images": images, "batch": batch}.items():
         if value < 1:

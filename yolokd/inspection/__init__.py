@@ -78,9 +78,9 @@ def inspect(
     if len(found) > 1:
         raise UserError(f"inspect looks at one teacher at a time; give one of them, i.e. teacher={found[0]}")
     merged["teacher"] = inputs.weights("teacher", _given("teacher", found[0] if found else None))
-    methods = config.methods(merged["method"])
-    if methods in {(), ("ultralytics",)}:
-        raise UserError(f"method={merged['method']} is none of our methods; give one, i.e. method=dfmsd+pcd")
+    methods = config.terms(merged["method"])
+    if not methods:
+        raise UserError(f"method={merged['method']} has nothing to look at; give another, i.e. method=dfmsd+pcd")
     consistency.validate(merged)
     picture = _read_image(Path(str(_given("source", source))))
     try:

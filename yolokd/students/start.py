@@ -42,16 +42,17 @@ def start_from_teacher(
         random (bool): Whether the student's weights are random.
 
     Raises:
-        UserError: With `kd_init=teacher` and no teacher of the student's family.
+        UserError: With `kd_init=teacher` or `method=fit` and no teacher of the student's family.
     """
     if args.kd_init == "none":
         return
     teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
     if teacher is None:
-        if args.kd_init == "teacher":
+        if args.kd_init == "teacher" or args.method == "fit":
+            word = "method=fit" if args.method == "fit" else "kd_init=teacher"
             raise UserError(
-                "kd_init=teacher needs a teacher of the student's family, built of the same layers at another scale, "
-                "i.e. yolov8x for yolov8n. Leave kd_init out, or take such a teacher"
+                f"{word} needs a teacher of the student's family, built of the same layers at another scale, "
+                f"i.e. yolov8x for yolov8n. Leave it out, or take such a teacher"
             )
         if random:
             LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from yolokd.config import KEYS
+from yolokd.config import KEYS, terms
 from yolokd.errors import UserError
 
 
@@ -45,7 +45,7 @@ def _check_names(args: Mapping[str, Any], chosen: tuple[str, ...], task: str) ->
     shown = f"kd_names=[{','.join(names)}]"
     if len({name.strip().lower() for name in names}) < len(names) or not all(name.strip() for name in names):
         raise UserError(f"{shown} must name each class once, i.e. kd_names=[car,bus]")
-    if not chosen or chosen == ("ultralytics",):
+    if not terms(args["method"]):
         raise UserError(
             f"{shown} learns from the teacher alone, without labels, and method={args['method']} learns from labels; "
             f"leave method out, or use method=bckd"
