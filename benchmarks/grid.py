@@ -49,12 +49,21 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "BCCD, 30 % of the training images (62), 30 epochs, a YOLO11n student of the YOLOv8s teacher",
         {**BCCD, "model": "yolo11n_dq.pt", "epochs": 30, "fraction": 0.3},
     ),
+    "bccd-other-family-held-out": (
+        "BCCD, 55 of the training images held out, 10 epochs, a YOLO11n student of the YOLOv8s teacher",
+        {**BCCD, "data": "bccd/fold.yaml", "model": "yolo11n_dq.pt", "epochs": 10},
+    ),
     "shapes-from-scratch": (
         "drawn shapes of data seed 11, a student of half a YOLOv8n's width from random weights",
         SHAPES,
     ),
     "shapes-pretrained": (
         "drawn shapes of data seed 11, a student of half a YOLOv8n's width trained on other shapes before",
+        {**SHAPES, "model": "pretrained.pt", "pretrained": True},
+    ),
+    "shapes-ablations": (
+        "drawn shapes of data seed 11, a student of half a YOLOv8n's width trained on other shapes before, and the "
+        "teacher of shapes-from-scratch",
         {**SHAPES, "model": "pretrained.pt", "pretrained": True},
     ),
     "coco-80-classes": ("80 classes, a YOLO11n teacher of a YOLOv8n student", {**COCO, "teacher": "yolo11n_dq.pt"}),

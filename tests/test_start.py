@@ -138,11 +138,11 @@ def test_the_start_alone(tmp_path: Path, tiny_data: Path) -> None:
 def test_the_start_alone_needs_a_teacher_of_the_family(tmp_path: Path, tiny_data: Path) -> None:
     path = save_model(tiny_model("yolo11n", seed=2), tmp_path / "teacher.pt")
     with pytest.raises(UserError, match="method=fit needs a teacher of the student's family"):
-        set_up(tmp_path, tiny_data, teacher=str(path), method="fit")
+        train(tmp_path, tiny_data, teacher=str(path), method="fit")
     with pytest.raises(UserError, match="method=fit is the start that kd_init=none leaves out"):
-        set_up(tmp_path, tiny_data, teacher=str(path), method="fit", kd_init="none")
+        train(tmp_path, tiny_data, teacher=str(path), method="fit", kd_init="none")
     with pytest.raises(UserError, match="method=fit needs a teacher"):
-        set_up(tmp_path, tiny_data, method="fit")
+        train(tmp_path, tiny_data, method="fit")
     assert not [*tmp_path.glob("**/args.yaml")]
 
 

@@ -33,7 +33,7 @@ def versions() -> str:
 
 
 def head_lines(name: str) -> dict[str, str]:
-    """Return the `# Word: text` lines at the head of a recipe by word, i.e. Run, Teacher, Columns, Paper, Ours."""
+    """Return the `# Word: text` lines at the head of a recipe by word, i.e. Run, Teacher, Columns, Paper, Ours, Seen."""
     from yolokd.config import recipe
 
     text = recipe(name).read_text(encoding="utf-8")
@@ -97,7 +97,8 @@ def methods_text() -> str:
             level = "low" if cost < 0.05 else "medium" if cost < 0.5 else "high"
             rows.append((name, loss.signal, f"{parameters:,}", f"{level} ({cost:.0%})", loss.paper))
             head = head_lines(name)
-            notes.append(f"{name}\n  paper: {head['Paper']}\n  ours:  {head['Ours']}")
+            seen = f"\n  seen:  {head['Seen']}" if "Seen" in head else ""
+            notes.append(f"{name}\n  paper: {head['Paper']}\n  ours:  {head['Ours']}{seen}")
     aliases = "\n".join(f"{name} = {'+'.join(parts)}" for name, parts in ALIASES.items())
     return (
         f"{aligned(rows)}\n\nJoin methods with +, i.e. method=dfmsd+pcd. {aliases}. none = plain training; "
@@ -106,7 +107,8 @@ def methods_text() -> str:
         f"parameters: trainable ones that exist during training only, for yolov8n <- yolov8s on 80 classes.\n"
         f"cost: arithmetic of a training step beside yolov8n's own, counted at {IMAGE_SIZE} pixels; the teacher's "
         f"forward comes on top, once for all methods.\n\n"
-        "What the paper states, and what is our reading:\n" + "\n".join([*notes, *_left_out()])
+        "What the paper states, what is our reading, and what was seen of it (docs/results.md):\n"
+        + "\n".join([*notes, *_left_out()])
     ) + f"\n\n{tasks_text()}"
 
 
@@ -116,15 +118,16 @@ def _left_out() -> list[str]:
 
 
 def methods_markdown() -> str:
-    """Return the methods as the table of the README: paper, signal, what the paper states and what is our reading."""
+    """Return the methods as the table of the README: paper, signal, what the paper states, our reading, what was measured."""
     from yolokd.losses import LOSSES
 
-    rows = ["| method | distils | paper | the paper states | our reading |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| method | distils | paper | the paper states | our reading | measured |", "| --- " * 6 + "|"]
     for name, loss in LOSSES.items():
         head = head_lines(name)
-        rows.append(f"| `{name}` | {loss.signal} | {loss.paper} | {head['Paper']} | {head['Ours']} |")
+        seen = head.get("Seen", "–")
+        rows.append(f"| `{name}` | {loss.signal} | {loss.paper} | {head['Paper']} | {head['Ours']} | {seen} |")
     for name, (signal, paper, states, why) in LEFT_OUT.items():
-        rows.append(f"| {name} | {signal} | {paper} | {states} | {why} |")
+        rows.append(f"| {name} | {signal} | {paper} | {states} | {why} | – |")
     return "\n".join(rows)
 
 
