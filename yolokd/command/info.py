@@ -33,7 +33,7 @@ def versions() -> str:
 
 
 def head_lines(name: str) -> dict[str, str]:
-    """Return the `# Word: text` lines at the head of a recipe by word, i.e. Run, Teacher, Columns, Paper, Ours, Seen."""
+    """Return the `# Word: text` lines at the head of a recipe by word: Run, Teacher, Columns, Paper, Ours, Seen."""
     from yolokd.config import recipe
 
     text = recipe(name).read_text(encoding="utf-8")
@@ -118,7 +118,7 @@ def _left_out() -> list[str]:
 
 
 def methods_markdown() -> str:
-    """Return the methods as the table of the README: paper, signal, what the paper states, our reading, what was measured."""
+    """Return the methods as the table of the README: what the paper states, our reading, what was measured."""
     from yolokd.losses import LOSSES
 
     rows = ["| method | distils | paper | the paper states | our reading | measured |", "| --- " * 6 + "|"]
