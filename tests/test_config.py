@@ -216,6 +216,16 @@ def test_methods(value, names):
     assert config.methods(value) == names
 
 
+def test_methods_with_a_term_of_their_own():
+    assert {value: config.terms(value) for value in (None, "none", "fit", "ultralytics", "gdetkd+pcd")} == {
+        None: (),
+        "none": (),
+        "fit": (),
+        "ultralytics": (),
+        "gdetkd+pcd": ("sgfi", "ckd", "pcd"),
+    }
+
+
 @pytest.mark.parametrize(
     ("value", "part"),
     [
@@ -225,6 +235,7 @@ def test_methods(value, names):
         ("pcd+pcd", "pcd twice"),
         ("gdetkd+ckd", "ckd twice"),
         ("none+pcd", "'none' stands alone"),
+        ("fit+pcd", "'fit' stands alone"),
         ("pcd+ultralytics", "'ultralytics' stands alone"),
         ("zzz", "Methods: dfmsd, samkd"),
         (5, "names joined by +"),
@@ -244,6 +255,7 @@ def test_methods_refuse(value, part):
         {**TEACHER},
         {"method": "none"},
         {**TEACHER, "method": "ultralytics"},
+        {**TEACHER, "method": "fit"},
         {"method": "ultralytics", "distill_model": "t.pt"},
         {**TEACHER, "method": "ultralytics", "distill_model": str(Path("t.pt").resolve())},
         {"teacher": "t", "method": "ultralytics", "distill_model": "t.pt"},
