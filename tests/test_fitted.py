@@ -138,6 +138,31 @@ def test_one_layer_against_an_oracle(family: str, name: str, norm: str, monkeypa
         }
 
 
+class Twice(nn.Module):
+    """A layer that is passed twice in a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.ModuleList([nn.Conv2d(3, 3, 1)])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model[0](self.model[0](images))  # type: ignore[no-any-return]
+
+
+def test_places_of_a_layer_that_is_passed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more places than are wanted are kept, and all of them are filled."""
+    monkeypatch.setattr(fitted, "POSITIONS", (300, 300, 1))
+    monkeypatch.setattr(fitted, "CHUNK", 2)
+    model = Twice()
+    picks, layers = {"model.0": torch.tensor([2, 0])}, {"model.0": model.model[0]}
+    (places, target) = fitted._targets(model, IMAGES, layers, picks, {"model.0": 3})["model.0"]
+    assert target.shape == (300, 2) and [len(index) for index in places] == [300] * 3
+    with torch.no_grad():
+        once = model.model[0](IMAGES)
+        both = [maps[places[0], :, places[1], places[2]][:, [2, 0]] for maps in (once, model.model[0](once))]
+    assert bool(torch.isclose(torch.stack(both), target, atol=1e-6).all(-1).any(0).all())
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_very_few_images(number: int) -> None:
     """One image judges itself; of two or three the last one judges."""

@@ -178,7 +178,8 @@ def _targets(
         def after(module: Any, inputs: Any, output: torch.Tensor) -> None:
             height, width = output.shape[2:]
             flat = torch.randperm(count * height * width, generator=generator)
-            flat = flat[: max(wanted[name] * count // len(images), 1)].sort().values.to(output.device)
+            number = min(max(wanted[name] * count // len(images), 1), wanted[name] - filled[name])
+            flat = flat[:number].sort().values.to(output.device)
             image, row, column = flat // (height * width), flat // width % height, flat % width
             rows = slice(filled[name], filled[name] + len(flat))
             places[name][:, rows] = torch.stack((image + start, row, column))
