@@ -121,7 +121,7 @@ def test_module_equals_the_loop_version(align: bool) -> None:
     assert module(student, teacher, targets).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_same_level_alone_is_the_limit_of_certain_matching() -> None:
+def test_the_same_level_alone_by_hand() -> None:
     """By hand: levels of 2, 6 and 1 against a teacher of 1 on the finest level: (2 - 1)^2; soft mixes in others."""
     pair = random_pair(student_channels=(4, 4, 4), teacher_channels=(4, 4, 4))  # all regions lie on the finest level
     student, teacher = random_taps(pair)
