@@ -20,7 +20,7 @@ from ultralytics.utils import LOGGER
 
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
-from yolokd.trainer import DistillationTrainer
+from yolokd.trainers import DistillationTrainer
 
 
 def terms(method: str, arguments: dict[str, object]) -> dict[str, list[float]]:

@@ -224,7 +224,7 @@ def test_train_hands_everything_to_the_trainer(files, started, capsys):
         files,
     )
     assert cli.main(words) == 0
-    from yolokd.trainer import DistillationTrainer
+    from yolokd.trainers import DistillationTrainer
 
     assert started == [
         {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from yolokd import cli
-from yolokd.trainer import DistillationTrainer
+from yolokd.trainers import DistillationTrainer
 
 
 @pytest.fixture

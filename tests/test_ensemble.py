@@ -14,7 +14,7 @@ from tests.tiny import NAMES, overrides_for, rows, set_up, tiny_batch, tiny_crit
 from yolokd.errors import UserError
 from yolokd.taps import Taps, Targets
 from yolokd.teachers.ensemble import confidence_weights
-from yolokd.trainer import DistillationTrainer
+from yolokd.trainers import DistillationTrainer
 
 
 def sides(probabilities: list[list[float]], positives: list[bool]) -> tuple[Taps, Targets]:

@@ -234,7 +234,7 @@ def test_settings_are_found_in_a_checkout_that_is_not_installed():
 # Text -----------------------------------------------------------------------------------------------------------------
 def test_lazy_names():
     assert yolokd.UserError.__name__ == "UserError" and yolokd.LOSSES is LOSSES
-    assert yolokd.DistillationTrainer.__module__ == "yolokd.trainer"
+    assert yolokd.DistillationTrainer.__module__ == "yolokd.trainers"
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = yolokd.Nothing
 

@@ -456,7 +456,7 @@ def test_each_kind_has_a_public_trainer() -> None:
     for kind, name in TRAINER_NAMES.items():
         assert getattr(yolokd, name) is TRAINERS[kind]
         assert TRAINERS[kind].kind == kind
-    assert yolokd.DistillationTrainer.__module__ == "yolokd.trainer"
+    assert yolokd.DistillationTrainer.__module__ == "yolokd.trainers"
 
 
 def test_yolo_trains_a_segmentation_model_with_the_detection_trainer_s_name(

@@ -7,7 +7,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "DistillationTrainer": "yolokd.trainer",
+    "DistillationTrainer": "yolokd.trainers",
     "LOSSES": "yolokd.losses",
     "OBBDistillationTrainer": "yolokd.trainers",
     "PoseDistillationTrainer": "yolokd.trainers",

@@ -1,4 +1,4 @@
-"""Ultralytics' detection trainer with distillation as the student's criterion."""
+"""What distillation adds to an Ultralytics trainer, one override per seam."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, RANK, YAML
+from ultralytics.utils import RANK, YAML
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from yolokd import config, preflight
@@ -30,6 +29,8 @@ from yolokd.teachers.teacher_run import fine_tune
 from yolokd.trust import inspect_file, inspect_start, loading
 from yolokd.unlabeled import no_labels
 from yolokd.unlabeled.feeding import Feeding
+
+_NORMS = ("kd/student_grad_norm", "kd/adapter_grad_norm")
 
 
 class Distilling(Configured, Ending, Feeding):
@@ -239,29 +240,3 @@ class Distilling(Configured, Ending, Feeding):
             write_state(self.wdir / FILE, self.epoch, self.criterion.state(), self._identity())
         with whole_checkpoints(self):
             return super().save_model()
-
-
-_NORMS = ("kd/student_grad_norm", "kd/adapter_grad_norm")
-
-
-class DistillationTrainer(Distilling, DetectionTrainer):
-    """Detection trainer that distils a teacher into the student; for another task it makes that task's trainer.
-
-    Examples:
-        >>> from ultralytics import YOLO
-        >>> from yolokd import DistillationTrainer
-        >>> model = YOLO("yolov8s.pt")
-        >>> model.train(trainer=DistillationTrainer, teacher="yolov8x.pt", method="dfmsd", data="coco8.yaml")
-    """
-
-    def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> Any:
-        """Make the trainer of the task in `overrides`, which `YOLO.train` fills in."""
-        from yolokd.trainers import TRAINERS
-
-        task = str((overrides or {}).get("task"))
-        if cls is DistillationTrainer and TRAINERS.get(task, cls) is not cls:
-            return TRAINERS[task](cfg, overrides, _callbacks)
-        return super().__new__(cls)
-
-
-__all__ = ["DistillationTrainer", "Distilling"]

@@ -6,13 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.utils import DEFAULT_CFG
 
 from yolokd.errors import UserError
 from yolokd.students.kinds import check_kind
-from yolokd.trainer import DistillationTrainer, Distilling
+from yolokd.trainer import Distilling
+
+
+class DistillationTrainer(Distilling, DetectionTrainer):
+    """Detection trainer that distils a teacher into the student; for another task it makes that task's trainer.
+
+    Examples:
+        >>> from ultralytics import YOLO
+        >>> from yolokd import DistillationTrainer
+        >>> model = YOLO("yolov8s.pt")
+        >>> model.train(trainer=DistillationTrainer, teacher="yolov8x.pt", method="dfmsd", data="coco8.yaml")
+    """
+
+    def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> Any:
+        """Make the trainer of the task in `overrides`, which `YOLO.train` fills in."""
+        task = str((overrides or {}).get("task"))
+        if cls is DistillationTrainer and TRAINERS.get(task, cls) is not cls:
+            return TRAINERS[task](cfg, overrides, _callbacks)
+        return super().__new__(cls)
 
 
 class SegmentationDistillationTrainer(Distilling, SegmentationTrainer):
@@ -105,6 +125,7 @@ def trainer_for(overrides: Mapping[str, Any]) -> Any:
 
 __all__ = [
     "TRAINERS",
+    "DistillationTrainer",
     "OBBDistillationTrainer",
     "PoseDistillationTrainer",
     "RTDETRDistillationTrainer",

@@ -15,7 +15,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolokd.costs.memory import peak_bytes
 from yolokd.imagestream import StreamHash
 from yolokd.records import read_json, write_json
-from yolokd.trainer import DistillationTrainer
+from yolokd.trainers import DistillationTrainer
 
 MEASURES = "measures.json"
 KEPT_EPOCHS = 2  # last.pt holds the last epoch that was saved, or the one before if the process ended in between

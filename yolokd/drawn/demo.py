@@ -228,7 +228,7 @@ def _train(name: str, model: str, settings: Mapping[str, Any], truth: Mapping[st
 
     import yolokd
     from yolokd.evaluation.evaluate import evaluate
-    from yolokd.trainer import DistillationTrainer
+    from yolokd.trainers import DistillationTrainer
     from yolokd.trust import open_model
 
     folder = Path(settings["project"]) / settings["name"]
