@@ -226,5 +226,6 @@ def test_families(student: str, teacher: str) -> None:
     assert all(module.training for module in large.modules())
     for model in (small, large):
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert not any(getattr(module, "inplace", False) for module in model.modules() if isinstance(module, nn.SiLU))
     assert all(torch.isfinite(value).all() for value in small.state_dict().values())
     assert torch.isfinite(raw(small, IMAGES)).all()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.nn.modules.conv import Conv
 
 from yolokd.students.channels import channel_flow, evenly, is_depthwise, raw_outputs
 from yolokd.students.inherited import class_layers
@@ -121,7 +122,7 @@ def _hooks(hooks: Mapping[Any, Callable[..., None]], before: bool = False) -> It
 
 @contextmanager
 def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator[None]:
-    """Let convolutions take few images at a time, and the normalisations behind them work in place, to save memory."""
+    """Let convolutions take few images at a time, and what is behind them work in place, to save memory."""
 
     def convolve(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(inputs: torch.Tensor) -> torch.Tensor:
@@ -143,7 +144,11 @@ def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator
         return run
 
     changed = [modules[name] for pair in norms.items() for name in pair]
+    blocks = [module for module in modules.values() if isinstance(module, Conv)]  # of all, what they activate is new
+    activations: set[Any] = {block.act for block in blocks if getattr(block.act, "inplace", None) is False}
     try:
+        for activation in activations:
+            activation.inplace = True
         for conv, norm in norms.items():
             modules[conv].forward = convolve(modules[conv].forward)
             modules[norm].forward = normalise(modules[norm].forward)
@@ -151,6 +156,8 @@ def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator
     finally:
         for module in changed:
             module.__dict__.pop("forward", None)
+        for activation in activations:
+            activation.inplace = False
 
 
 def _targets(
