@@ -53,6 +53,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "BCCD, 55 of the training images held out, 10 epochs, a YOLO11n student of the YOLOv8s teacher",
         {**BCCD, "data": "bccd/fold.yaml", "model": "yolo11n_dq.pt", "epochs": 10},
     ),
+    "bccd-half-width": (
+        "BCCD, all 205 training images, 30 epochs, a student of half a YOLOv8n's width from random weights, and a "
+        "YOLOv8n with COCO weights trained on them for 10 epochs as its teacher",
+        {**BCCD, "model": "student.yaml", "teacher": "yolov8n_bccd.pt", "epochs": 30},
+    ),
     "shapes-from-scratch": (
         "drawn shapes of data seed 11, a student of half a YOLOv8n's width from random weights",
         SHAPES,
