@@ -66,6 +66,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "drawn shapes of data seed 11, a student of half a YOLOv8n's width trained on other shapes before",
         {**SHAPES, "model": "pretrained.pt", "pretrained": True},
     ),
+    "shapes-quarter-width": (
+        "drawn shapes of data seed 11, a student of a quarter of a YOLOv8n's width from random weights",
+        {**SHAPES, "model": "quarter.yaml"},
+    ),
+    "shapes-quarter-width-pretrained": (
+        "drawn shapes of data seed 11, a student of a quarter of a YOLOv8n's width trained on other shapes before",
+        {**SHAPES, "model": "quarter.pt", "pretrained": True},
+    ),
     "shapes-ablations": (
         "drawn shapes of data seed 11, a student of half a YOLOv8n's width trained on other shapes before, and the "
         "teacher of shapes-from-scratch",
