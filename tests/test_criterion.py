@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.nn.tasks import DetectionModel
 
 from tests.tiny import tiny_batch, tiny_criterion, tiny_model
@@ -544,3 +545,27 @@ def test_on_validation_images_the_terms_are_never_left_out() -> None:
     criterion.eval()
     _, items = model.loss(tiny_batch(), model(tiny_batch()["img"]))
     assert items["softkd_loss"] > 0
+
+
+class WithoutDoubles(TorchDispatchMode):
+    """Refuses double precision, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        made = output if isinstance(output, (list, tuple)) else [output]
+        if any(isinstance(value, torch.Tensor) and value.dtype == torch.float64 for value in made):
+            raise TypeError(f"{func} made a float64 tensor")
+        return output
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_of_all_methods_needs_no_double_precision(family: str) -> None:
+    methods = [name for name in LOSSES if name != "ld" or family == "yolov8n"]  # ld needs bins
+    model, criterion = tiny_criterion("+".join(methods), family, family, kd_gain="auto")
+    with pytest.raises(TypeError, match="float64"), WithoutDoubles():
+        torch.ones(1).double()
+    with WithoutDoubles():
+        loss, items = model(tiny_batch())
+        loss.sum().backward()
+    assert all(float(items[f"{name}_loss"]) > 0 for name in methods)
+    assert all(criterion.unit_gain(unit) > 0 for unit in criterion.gains)

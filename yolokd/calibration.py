@@ -17,16 +17,18 @@ ROUNDING = 1e-6  # of the task's gradient: less is what remains where teacher an
 
 
 def gradient_norm(term: torch.Tensor, feats: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the norm of a scalar's gradient at the neck maps, all levels together, as a float64 scalar tensor.
+    """Return the norm of a scalar's gradient at the neck maps, all levels together, as a float32 scalar tensor.
+
+    Not in double precision, which Apple's GPUs do not have.
 
     Args:
         term (torch.Tensor): A scalar whose graph is kept.
         feats (Sequence[torch.Tensor]): Neck maps with gradient.
     """
     grads = torch.autograd.grad(term * GRADIENT_SCALE, feats, retain_graph=True, allow_unused=True)
-    squares = [grad.double().square().sum() for grad in grads if grad is not None]
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=term.device)
-    return total.sqrt() / GRADIENT_SCALE
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads if grad is not None]
+    total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=term.device)
+    return total / GRADIENT_SCALE
 
 
 def replayed(head: nn.Module, feats: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
