@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from yolokd.files import keep_rows, save_whole, whole_checkpoints
-from yolokd.handover import missing_folders, remove_empty
+from yolokd.handover import discard_run, missing_folders, remove_empty
 
 FULL = Path("/dev/full")  # a device that is always full
 
@@ -94,3 +94,20 @@ def test_folders_are_removed_as_far_as_they_are_empty(tmp_path: Path) -> None:
     (tmp_path / "a" / "kept.txt").touch()
     remove_empty(made)
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "kept.txt"]
+
+
+@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize(
+    "name, early",
+    [("args.yaml", True), ("teacher.pt", True), ("teacher_best.pt", False), ("teacher-images/a.jpg", False)],
+)
+def test_only_a_folder_that_the_run_made_is_discarded_and_only_before_training(
+    made: bool, name: str, early: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "exp"
+    new = missing_folders(folder)
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).touch()
+    discard_run(SimpleNamespace(save_dir=folder, new_folders=new if made else []))
+    assert (folder / name).exists() != (made and early)
+    assert (tmp_path / "runs").exists() != (made and early)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from yolokd.errors import UserError
 from yolokd.files import save_whole
 
 FOLDER_PREFIX = "yolokd-teacher-"  # a launcher leaves teacher objects in such a folder for its DDP workers
+WRITTEN_FIRST = re.compile(r"args\.yaml|data\.yaml|labels\.jpg|teacher\d*\.pt")  # before anything is trained
 
 
 def as_list(value: Any) -> list[Any]:
@@ -43,13 +45,14 @@ def save_teachers(models: list[nn.Module], folder: Path) -> str | list[str]:
 
 
 def discard_run(trainer: Any) -> None:
-    """Remove the folder of a run that went wrong before anything was trained in it."""
-    folder = getattr(trainer, "save_dir", None)
-    if folder and folder.is_dir() and RANK in {-1, 0} and not getattr(trainer, "resume", False):
+    """Remove the folder that a run made and went wrong in before anything was trained; one that was there stays."""
+    folder: Any = getattr(trainer, "save_dir", None)
+    new = getattr(trainer, "new_folders", [])
+    if folder in new and folder.is_dir() and RANK in {-1, 0} and not getattr(trainer, "resume", False):
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        if all(name in {"args.yaml", "data.yaml", "labels.jpg"} or name.startswith("teacher") for name in files):
+        if all(WRITTEN_FIRST.fullmatch(name) for name in files):
             shutil.rmtree(folder, ignore_errors=True)
-            remove_empty(getattr(trainer, "new_folders", []))
+            remove_empty(new)
 
 
 def missing_folders(folder: Path) -> list[Path]:
