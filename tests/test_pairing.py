@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -107,6 +109,26 @@ def test_partly_known_classes_act_and_are_said(said: list[str]) -> None:
     assert criterion.methods["pcd"][0].pair.num_classes == 2
     assert any("does not know triangle_up; pcd act on the 2 classes" in message for message in said)
     assert float(student(tiny_batch())[1]["pcd_loss"]) > 0
+
+
+@pytest.mark.parametrize("classes, expected", [([0], (0,)), (2, (2,)), ([2, 0], (0, 2))])
+def test_classes_that_the_data_leaves_out_are_not_taught(
+    classes: Any, expected: tuple[int, ...], said: list[str]
+) -> None:
+    """A teacher of the same classes would contradict the task there, which takes their objects for background."""
+    student, criterion = tiny_criterion("bckd", bckd_box=0.0, classes=classes)
+    assert criterion.links[0].student_view.classes == criterion.links[0].teacher_view.classes == expected
+    batch = tiny_batch()
+    preds = student(batch["img"])
+    (grad,) = torch.autograd.grad(student.loss(batch, preds)[0][-1], preds["scores"])
+    assert tuple(index for index in range(3) if bool(grad[:, index].any())) == expected
+    assert not any("does not know" in message for message in said)
+
+
+def test_one_class_of_many_and_a_teacher_of_that_class_alone() -> None:
+    student, criterion = tiny_criterion("bckd", "yolov8n", tiny_model(names=NAMES[:1], seed=2), classes=[0])
+    assert criterion.links[0].student_view.classes == (0,)
+    assert float(student(tiny_batch())[1]["bckd_loss"]) > 0
 
 
 def test_no_known_class_is_refused_for_logit_methods_with_the_way_out() -> None:

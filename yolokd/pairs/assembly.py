@@ -107,7 +107,8 @@ def _link(model: Any, teacher: Teacher, methods: Sequence[str], args: Any) -> Li
     """Pair a teacher with the student, and refuse methods that cannot act between the two."""
     check(methods, vars(args), student_head(model), teacher_head(teacher))
     teacher.sight = sight_of(teacher, input_channels(model), args)
-    joined = link(model, model.names, teacher, args.kd_levels, _class_methods(methods, args), args.kd_class_map)
+    needs = _class_methods(methods, args)
+    joined = link(model, model.names, teacher, args.kd_levels, needs, args.kd_class_map, args.classes)
     if is_resampled(joined, args):
         check_grid(methods, teacher, args)
     if args.kd_teacher_weights == "confidence":

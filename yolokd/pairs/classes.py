@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from yolokd.errors import UserError
@@ -48,6 +48,12 @@ def match_classes(
         mapped[fold(name)] = indices[0] if len(indices) == 1 else indices
     found = {**known, **mapped}
     return [(index, found[fold(name)]) for index, name in student.items() if fold(name) in found]
+
+
+def learned_names(names: Mapping[int, str], classes: int | Sequence[int] | None) -> dict[int, str]:
+    """Return the data's class names without those that the host's `classes=` leaves out."""
+    chosen = {classes} if isinstance(classes, int) else set(names if classes is None else classes)
+    return {index: name for index, name in names.items() if index in chosen}
 
 
 def data_classes(matches: list[Match]) -> dict[int, int]:

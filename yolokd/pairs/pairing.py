@@ -8,7 +8,7 @@ from typing import Any
 
 from yolokd.errors import UserError
 from yolokd.outputs import View
-from yolokd.pairs.classes import match_classes, some
+from yolokd.pairs.classes import learned_names, match_classes, some
 from yolokd.pairs.levels import pair_levels
 from yolokd.pairs.link import Link
 from yolokd.teachers.neck import model_strides
@@ -24,6 +24,7 @@ def link(
     levels: Sequence[int] | None,
     needs_classes: list[str],
     class_map: Mapping[str, str | list[str]] | None = None,
+    classes: int | Sequence[int] | None = None,
 ) -> Link:
     """Pair levels by stride and classes by name.
 
@@ -36,6 +37,7 @@ def link(
         levels (Sequence[int] | None): Wanted strides, or None for all shared ones.
         needs_classes (list[str]): Methods that read class logits.
         class_map (Mapping[str, str | list[str]] | None): `kd_class_map`.
+        classes (int | Sequence[int] | None): The host's `classes`: those that are learned, all if None.
 
     Raises:
         UserError: If there is no shared level, or no shared class although a method reads class logits.
@@ -52,15 +54,16 @@ def link(
             f"{both or 'no level'}; choose a teacher or kd_levels= among shared ones"
         )
     _say_levels(strides, effective, paired)
-    pairs = match_classes(names, teacher.names, class_map)
+    learned = learned_names(names, classes)
+    pairs = [pair for pair in match_classes(names, teacher.names, class_map) if pair[0] in learned]
     if needs_classes and not pairs:
         raise UserError(
             f"method={'+'.join(needs_classes)} compares class logits, but the teacher knows none of the data's classes "
-            f"({some(names)}); it knows {some(teacher.names)}. Name those that are called otherwise, i.e. "
+            f"({some(learned)}); it knows {some(teacher.names)}. Name those that are called otherwise, i.e. "
             f"kd_class_map={{car: automobile}}, add teacher_epochs=20 to fine-tune the teacher on the data first, or "
             f"use a feature method, i.e. method=dfmsd"
         )
-    unknown = [name for index, name in names.items() if index not in {i for i, _ in pairs}]
+    unknown = [name for index, name in learned.items() if index not in {i for i, _ in pairs}]
     if needs_classes and unknown:
         LOGGER.warning(
             f"distillation: the teacher does not know {', '.join(unknown[:5])}{'...' if len(unknown) > 5 else ''}; "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from yolokd.errors import UserError
-from yolokd.pairs.classes import match_classes
+from yolokd.pairs.classes import learned_names, match_classes
 from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import output_layers, same_family, select_weights
 from yolokd.teachers.heads import class_names
@@ -57,8 +57,8 @@ def start_from_teacher(
         if random:
             LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")
         return
-    matches = match_classes(names, class_names(teacher), args.kd_class_map)
-    classes = {own: other if isinstance(other, int) else other[0] for own, other in matches}
+    matches, learned = match_classes(names, class_names(teacher), args.kd_class_map), learned_names(names, args.classes)
+    classes = {own: other if isinstance(other, int) else other[0] for own, other in matches if own in learned}
     begin, last = perf_counter(), output_layers(student)
     seen = images() if last else torch.zeros(0)
     if not len(seen):  # no image can be read, or no grid of outputs is there to be fitted

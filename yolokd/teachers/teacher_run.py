@@ -15,7 +15,20 @@ from yolokd.errors import UserError
 from yolokd.students.kinds import SAID, kind_of
 from yolokd.trust import inspect_file, loading
 
-SHARED = ("data", "imgsz", "batch", "device", "workers", "seed", "fraction", "single_cls", "amp", "cache", "rect")
+SHARED = (
+    "data",
+    "imgsz",
+    "batch",
+    "device",
+    "workers",
+    "seed",
+    "amp",
+    "cache",
+    "rect",
+    "fraction",
+    "single_cls",
+    "classes",
+)
 
 
 def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
@@ -40,7 +53,7 @@ def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
     wanted = {"model": str(weights), "epochs": args.teacher_epochs, **{k: getattr(args, k) for k in SHARED}}
     if Path(str(args.data)).exists():  # another folder's file of the same name is not the same data
         wanted["data"] = str(Path(str(args.data)).resolve())
-    same = ("model", "epochs", "data", "imgsz", "fraction", "single_cls")
+    same = ("model", "epochs", "data", "imgsz", "fraction", "single_cls", "classes")
     number, run = 1, folder / name
     while (run / "args.yaml").exists() and any(
         str(YAML.load(run / "args.yaml").get(key)) != str(wanted[key]) for key in same
