@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, multiprocessing, nn
@@ -17,9 +18,10 @@ from ultralytics.engine import trainer as host
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
-from tests.tiny import overrides_for, rows, tiny_batch, tiny_criterion, tiny_model
+from tests.tiny import overrides_for, rows, set_up, tiny_batch, tiny_criterion, tiny_model
 from yolokd import DistillationTrainer
 from yolokd.clock import start_batch, start_epoch
+from yolokd.errors import UserError
 from yolokd.handover import FOLDER_PREFIX
 
 Teacher = Callable[[str], Path]
@@ -202,6 +204,26 @@ def test_a_static_graph_bears_the_change_of_stage(both: list[dict[str, Any]]) ->
                 assert bool(value.any()) == (key.split(".")[3] == str(stage)), (epoch, key)
 
 
+def test_a_teacher_is_not_fine_tuned_by_several_processes(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n")), teacher_epochs=2)
+    monkeypatch.setattr("yolokd.trainer.RANK", 1)
+    with pytest.raises(UserError, match=r"teacher_epochs=2 .* torchrun .* yolo train model=.* best.pt as teacher="):
+        DistillationTrainer(overrides=settings).train()
+
+
+def test_a_process_without_metrics_has_none_to_blank(tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher) -> None:
+    """All processes validate after the last epoch; the first alone has metrics."""
+    folder = tiny_data.parent / "images" / "train"
+    names = ["circle", "square"]
+    trainer = set_up(tmp_path, folder, teacher=str(tiny_teacher("yolov8n")), kd_names=names)
+    assert trainer.unevaluated
+    assert all(np.isnan(value) for value in trainer.validate()[0].values())
+    trainer.metrics = None
+    assert trainer.validate() == (None, None)
+
+
 def test_all_machines_are_counted(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,15 +254,23 @@ def run_as_a_node(rank: int, port: int, folder: Path, data: Path, teacher: Path)
     engine.RANK = rank
     wrap = nn.parallel.DistributedDataParallel
 
-    def set_up(trainer: Any) -> None:
+    def hold(trainer: Any) -> None:
         trainer.world_size = int(os.environ["WORLD_SIZE"])
         engine.dist.init_process_group("gloo", rank=rank, world_size=trainer.world_size)
 
-    engine.BaseTrainer._setup_ddp = set_up
+    engine.BaseTrainer._setup_ddp = hold
     engine.nn.parallel.DistributedDataParallel = lambda module, device_ids, **kwargs: wrap(module, **kwargs)
     trainer = DistillationTrainer(
         overrides=overrides_for(
-            folder, data, teacher=str(teacher), method="mgd+ckd+pcd", exist_ok=True, val=False, epochs=2, batch=4
+            folder,
+            data,
+            teacher=str(teacher),
+            method="mgd+ckd+pcd",
+            kd_preflight=True,
+            exist_ok=True,
+            val=False,
+            epochs=2,
+            batch=4,
         )
     )
     trainer.ddp, trainer.world_size = False, 2

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from ultralytics.utils.torch_utils import unwrap_model
 
 from tests.tiny import save_model, set_up, tiny_model
 from yolokd import DistillationTrainer, preflight
 from yolokd.errors import UserError
-from yolokd.preflight import QUICK_BATCHES, quick_ap50
+from yolokd.preflight import QUICK_BATCHES, check_run, quick_ap50
 
 Teacher = Callable[[str], Path]
 
@@ -113,6 +114,40 @@ def test_the_cost_of_a_step_is_told(tmp_path: Path, tiny_data: Path, tiny_teache
     ratios = [float(match[1]) for match in found if match]
     assert len(ratios) == 1
     assert ratios[0] > 0.5
+
+
+def test_the_cost_is_not_measured_by_one_of_several_processes(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str]
+) -> None:
+    """CKD gathers from all processes: one that steps alone would wait for the others without end."""
+    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), method="ckd", kd_preflight=False)
+    trainer.world_size = 2
+    check_run(trainer, [tiny_model(seed=2)])
+    assert any("AP50 on" in message for message in said)
+    assert not any("times as long" in message for message in said)
+
+
+def test_a_student_that_does_not_fit_twice_is_trained_all_the_same(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("yolokd.preflight.in_turn", full)
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")))
+    assert any("not measured: not enough memory" in message for message in said)
+
+
+def test_the_cost_is_that_of_the_runs_own_precision(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_preflight=False)
+    monkeypatch.setattr("yolokd.preflight.precision", lambda trainer: torch.autocast("cpu", torch.bfloat16))
+    seen: list[torch.dtype] = []
+    layer = unwrap_model(trainer.model).model[0].conv
+    layer.register_forward_hook(lambda *given: seen.append(given[-1].dtype))
+    check_run(trainer, [tiny_model(seed=2)])
+    assert torch.bfloat16 in seen
 
 
 def test_a_validation_set_without_labels_is_said(tmp_path: Path, tiny_teacher: Teacher, said: list[str]) -> None:

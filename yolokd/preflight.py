@@ -17,7 +17,7 @@ from ultralytics.utils.metrics import ap_per_class
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd.costs.timing import in_turn, ratio
+from yolokd.costs.timing import in_turn, precision, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.pairs.classes import data_classes, match_classes
@@ -176,7 +176,8 @@ def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
             LOGGER.info(f"{text}student at the start {student:.3f}")
             if found <= student:
                 LOGGER.warning(f"{PREFIX}the {label} is not better than the student; distillation can hardly help")
-        _cost(trainer, _batch(trainer, 0, trainer.batch_size))
+        if trainer.world_size <= 1:  # methods may wait for the other processes, which are not here
+            _tell_cost(trainer, _batch(trainer, 0, trainer.batch_size))
 
 
 def _first_batches(trainer: Any) -> list[dict[str, Any]]:
@@ -193,8 +194,19 @@ def _batch(trainer: Any, start: int, size: int) -> dict[str, Any]:
     return {**batch, "img": batch["img"].float() / 255}
 
 
-def _cost(trainer: Any, batch: dict[str, Any]) -> None:
-    """Time one training step with and without distillation on a copy of the student."""
+def _tell_cost(trainer: Any, batch: dict[str, Any]) -> None:
+    """Say what a step costs, where there is memory enough for a second student beside the first."""
+    try:
+        times = _cost(trainer, batch)
+    except torch.OutOfMemoryError:
+        LOGGER.warning(f"{PREFIX}the cost of a step was not measured: not enough memory for a copy of the student")
+        torch.cuda.empty_cache()
+        return
+    LOGGER.info(f"{PREFIX}a step takes about {times:.1f} times as long as in plain training")
+
+
+def _cost(trainer: Any, batch: dict[str, Any]) -> float:
+    """Return how many times as long a training step takes with distillation, on a copy of the student."""
     model: Any = deepcopy(unwrap_model(trainer.model)).train()
     distilled = model.criterion
     distilled.clock.step = 1
@@ -203,12 +215,13 @@ def _cost(trainer: Any, batch: dict[str, Any]) -> None:
     def step(criterion: Any) -> None:
         del model.criterion
         model.criterion = criterion
-        model(batch)[0].sum().backward()
+        with precision(trainer):
+            loss = model(batch)[0].sum()
+        loss.backward()
 
     arms = {"plain": partial(step, distilled.task.base), "distilled": partial(step, distilled)}
     taken = in_turn(arms, trainer.device, rounds=1, warmup=1)
-    times = ratio(taken, "distilled", "plain")
-    LOGGER.info(f"{PREFIX}a step takes about {times:.1f} times as long as in plain training")
+    return ratio(taken, "distilled", "plain")
 
 
 class Beside(nn.Module):

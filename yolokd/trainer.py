@@ -51,7 +51,13 @@ class Distilling(Configured, Ending, Feeding):
     def train(self) -> Any:
         """Train; a teacher is fine-tuned first where asked, and handed to DDP workers where it is an object."""
         try:
-            if (self.methods or self.fits) and self.args.teacher_epochs and RANK == -1 and not self.resume:
+            if (self.methods or self.fits) and self.args.teacher_epochs and not self.resume:
+                if RANK != -1:
+                    raise UserError(
+                        f"teacher_epochs={self.args.teacher_epochs} fine-tunes the teacher in one process; torchrun "
+                        f"has started several; fine-tune it first, i.e. yolo train model={self.args.teacher} "
+                        f"data={self.args.data} epochs={self.args.teacher_epochs}, and give its best.pt as teacher="
+                    )
                 with preserved_rng(), loading(self.args.kd_safe_load):
                     self.args.teacher = str(fine_tune(self.args.teacher, self.args, self.save_dir.parent))
                     init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)

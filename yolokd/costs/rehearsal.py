@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.utils.torch_utils import autocast
 
+from yolokd.costs.timing import precision
 from yolokd.trainers import trainer_for
 from yolokd.trust import KEY, loading
 
@@ -60,7 +60,7 @@ class Rehearsal:
     def forward(self) -> torch.Tensor:
         """Return the loss of the batch, as the host computes it."""
         trainer = self.trainer
-        with autocast(torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp, device=self.device.type):
+        with precision(trainer):
             batch = trainer.preprocess_batch({**self.batch})
             loss, _ = trainer.model(batch)
             total: torch.Tensor = loss.sum()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from statistics import median
+from typing import Any
 
 import torch
+from ultralytics.utils.torch_utils import autocast
 
 
 def seconds(device: torch.device) -> float:
@@ -14,6 +17,13 @@ def seconds(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def precision(trainer: Any) -> AbstractContextManager[Any]:
+    """Return the autocast in which the host computes a trainer's losses."""
+    amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
+    context: AbstractContextManager[Any] = autocast(amp, device=trainer.device.type)
+    return context
 
 
 def in_turn(

@@ -266,7 +266,9 @@ class Feeding(_Host):
 
     def validate(self) -> tuple[dict[str, Any] | None, float | None]:
         """Validate as the host does, or say that nothing is known."""
-        return (dict.fromkeys(self.metrics, NAN), None) if self.unevaluated else super().validate()
+        if not self.unevaluated:
+            return super().validate()
+        return (dict.fromkeys(self.metrics, NAN) if self.metrics else None), None  # one of several processes has them
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Keep what was not evaluated apart from a zero."""
