@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import ClassificationModel, SegmentationModel
 from ultralytics.utils.torch_utils import ModelEMA
@@ -196,6 +197,15 @@ def test_half_precision_is_close_and_inputs_of_any_precision_are_taken() -> None
         assert prepared(model)(images).feats[0].dtype == torch.float32
     halved = prepared(model)(images.half())  # validation on a GPU hands out such images
     assert close(halved.feats[0], exact.feats[0], 0.02)
+
+
+def test_maps_are_laid_out_channels_last_but_on_apples_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host says that results are wrong there; the layout alone is looked at here."""
+    weight = prepared(tiny_model()).model.model[1].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    monkeypatch.setattr(nn.Module, "to", lambda self, device, memory_format: self)
+    teacher = Teacher(*load_teacher(tiny_model()))
+    assert teacher.prepare(torch.device("mps"), ["one2many"]).layout is torch.contiguous_format
 
 
 def test_auto_takes_bfloat16_where_the_processor_has_it() -> None:

@@ -206,7 +206,7 @@ class _Collector:
             shape, original = batch["img"].shape[2:], batch["ori_shape"][i]
             boxes: Any = ops.scale_boxes(shape, pred["bboxes"].clone(), original, ratio_pad=batch["ratio_pad"][i])
             rows = torch.cat((boxes, pred["conf"][:, None], pred["cls"][:, None]), dim=1)
-            self.collected.append((str(batch["im_file"][i]), rows.double().cpu().numpy()))
+            self.collected.append((str(batch["im_file"][i]), rows.cpu().double().numpy()))
         super().update_metrics(preds, batch)  # type: ignore[misc]
 
 

@@ -141,6 +141,7 @@ class Teacher:
         self.model: Any = model
         self._run: Any = model
         self.dtype: torch.dtype | None = None
+        self.layout = torch.channels_last
 
     @property
     def dense(self) -> bool:
@@ -199,7 +200,9 @@ class Teacher:
             skip_boxes(head)
         head.training = True  # the head module alone: raw maps, no decoding; its layers stay in evaluation mode
         self.branches = tuple(branches)
-        self.model.to(device, memory_format=torch.channels_last)
+        if device.type == "mps":  # which computes wrong numbers on maps laid out otherwise
+            self.layout = torch.contiguous_format
+        self.model.to(device, memory_format=self.layout)
         self._run = torch.compile(self.model) if compiled else self.model
         if dtype != "auto":
             self.dtype = DTYPES[dtype]
@@ -217,7 +220,7 @@ class Teacher:
         """Return neck maps and raw branches for the student's images with shape (B, C, H, W) in [0, 1]."""
         seen = self.sight(images.float())
         with self._precision(images.device):
-            output = read_output(self._run(seen.contiguous(memory_format=torch.channels_last)))
+            output = read_output(self._run(seen.contiguous(memory_format=self.layout)))
         branches = output.branches
         if not self.boxes:
             branches = {name: replace(branch, boxes=None) for name, branch in branches.items()}
