@@ -272,7 +272,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     (COMPARE + "split=bogus", ("split=bogus", "it has train, val")),
     (COMPARE + "batch=-1", ("batch=-1", "batch=16")),
     (COMPARE + "seed=3", ("seed=3", "seeds=")),
-    (COMPARE + "save=False", ("leave save= and val= out",)),
+    (COMPARE + "save=False", ("save=False", "leave save= out")),
     (COMPARE + "project={root}/text.pt name=x", ("text.pt is a file", "choose another project=")),
     (COMPARE + "project={root} name=run", ("run holds something else", "choose another name=")),
     (COMPARE + "model={root}/classify.pt", ("classify", "model=yolov8n.pt")),

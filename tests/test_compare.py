@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, cli, config
@@ -21,6 +22,7 @@ from yolokd.compare import KEYS, _command, _inputs, _worker, compare
 from yolokd.compare import worker as compare_worker
 from yolokd.compare.plan import arm_names, data_hash, devices, differing, make_plan, names, runs_of, seed_list
 from yolokd.compare.plan import train_arguments as checked
+from yolokd.compare.prepare import prepare
 from yolokd.compare.result import CompareResult
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer, model_hash
 from yolokd.drawn.shapes import draw_dataset
@@ -130,6 +132,7 @@ def test_a_process_sees_its_own_gpu_and_its_share_of_the_cores(monkeypatch: pyte
         ("save", False, "save="),
         ("pcd_stagess", 3, "pcd_stages"),
         ("kd_share", -1, "kd_share"),
+        ("kd_names", ["car", "bus"], "kd_names"),
     ],
 )
 def test_arguments_that_a_comparison_cannot_have(key: str, value: Any, word: str) -> None:
@@ -139,6 +142,7 @@ def test_arguments_that_a_comparison_cannot_have(key: str, value: Any, word: str
 
 def test_arms_end_at_the_same_epoch_unless_asked_otherwise() -> None:
     assert checked({})["patience"] == 0 and checked({"patience": 5})["patience"] == 5
+    assert checked({"val": False})["val"] is False  # then the last epoch is judged
 
 
 def plan_for(data: Path, teacher: Path, **changes: Any) -> dict[str, Any]:
@@ -209,6 +213,29 @@ def test_data_hash_sees_labels_and_images(tmp_path: Path) -> None:
     second = data_hash(str(data), "val")
     next((tmp_path / "data/images/train").glob("*.png")).unlink()
     assert len({first, second, data_hash(str(data), "val")}) == 3
+
+
+def test_data_hash_passes_over_images_of_a_list_that_are_not_there(tmp_path: Path) -> None:
+    data = draw_dataset(tmp_path / "data", images=(3, 2), imgsz=32, classes=3)
+    files = sorted(str(path) for path in (tmp_path / "data/images/train").glob("*.png"))
+    (tmp_path / "train.txt").write_text("\n".join([*files, str(tmp_path / "data/images/train/gone.png")]))
+    listed = yaml.safe_load(data.read_text(encoding="utf-8")) | {"train": str(tmp_path / "train.txt")}
+    data.write_text(yaml.safe_dump(listed), encoding="utf-8")
+    first = data_hash(str(data), "val")
+    (tmp_path / "train.txt").write_text("\n".join(files))
+    assert data_hash(str(data), "val") != first
+
+
+def test_data_that_was_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
+    data = draw_dataset(tmp_path / "data", images=(3, 2), imgsz=32, classes=3)
+    prepare(tmp_path, {"arguments": {}, "data": str(data), "split": "val"})
+    before = read_json(tmp_path / "ground_truth.json")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / data.name
+    moved.write_text(moved.read_text(encoding="utf-8").replace(str(tmp_path / "data"), str(tmp_path / "moved")))
+    prepare(tmp_path, {"arguments": {}, "data": str(moved), "split": "val"})
+    after = read_json(tmp_path / "ground_truth.json")
+    assert after["info"]["data"] == str(moved) and after["annotations"] == before["annotations"]
 
 
 def test_command_for_the_report() -> None:
@@ -575,5 +602,8 @@ def test_models_side_by_side(
     table = side_by_side({"model": best[0]}, data[5:], imgsz=64, batch=4, device="cpu")
     recorded = read_json(root / "seed0/pcd/run.json")["metrics"]
     assert table[0]["ap"] == recorded["ap"] and table[0]["ap50"] == recorded["ap50"]
+    without = [word for word in text.split() if not word.startswith("imgsz=")]
+    assert cli.main(without) == cli.DONE  # at the size that the model was trained at
+    assert capsys.readouterr().out == said and said.endswith("images: 64 pixels\n")
     assert cli.main(["val", f"teacher={best[0]}", data]) == cli.MISTAKE
     assert "needs model=" in capsys.readouterr().err

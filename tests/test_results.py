@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from ultralytics.nn.tasks import load_checkpoint
 
 from tests.tiny import train, train_plain
@@ -212,17 +214,49 @@ def test_finished_runs_are_evaluated_once_and_paired_by_seed(runs: list[Path]) -
     assert by_name(from_runs(runs, device="cpu"))["none"]["runs"][0]["metrics"]["host_ap"] != 0.123
 
 
+def test_detections_of_other_images_are_made_again(runs: list[Path], tmp_path: Path) -> None:
+    """Detections are kept by the image's number in the list, which another image moves."""
+    first = by_name(from_runs(runs, device="cpu"))["pcd"]["runs"][0]["metrics"]
+    args = yaml.safe_load((runs[0] / "args.yaml").read_text(encoding="utf-8"))
+    folder = Path(args["data"]).parent
+    image = sorted((folder / "images/val").iterdir())[-1]
+    added = folder / "images/val" / f"0{image.name}"
+    try:
+        shutil.copy(image, added)
+        found = by_name(from_runs(runs, device="cpu"))["pcd"]["runs"][0]["metrics"]
+        assert found["images"] == first["images"] + 1
+        made = read_json(runs[1] / "predictions.json.gz")
+        (runs[1] / "predictions.json.gz").unlink()
+        assert by_name(from_runs(runs, device="cpu"))["pcd"]["runs"][0]["metrics"] == found
+        assert read_json(runs[1] / "predictions.json.gz") == made
+    finally:
+        added.unlink()
+        for cache in folder.rglob("*.cache"):
+            cache.unlink()
+
+
+def test_a_recipe_and_another_way_to_name_the_data_are_no_difference(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "recipe"
+    shutil.copytree(runs[1], other)
+    args = yaml.safe_load((other / "args.yaml").read_text(encoding="utf-8"))
+    data = Path(args["data"])
+    monkeypatch.chdir(data.parent)
+    (other / "args.yaml").write_text(yaml.safe_dump({**args, "cfg": "pcd.yaml", "data": data.name}), encoding="utf-8")
+    results = from_runs([runs[0], other], device="cpu")
+    assert by_name(results)["pcd"]["versus"]["none"]["n"] == 1
+    assert not any("no pairs" in note for note in results["checks"]["notes"])
+
+
 def test_runs_with_other_arguments_are_no_pair(runs: list[Path], tmp_path: Path) -> None:
-    import shutil
-
-    import yaml
-
     other = tmp_path / "longer"
     shutil.copytree(runs[0], other)
     args = yaml.safe_load((other / "args.yaml").read_text(encoding="utf-8"))
     (other / "args.yaml").write_text(yaml.safe_dump({**args, "lr0": 0.5}), encoding="utf-8")
-    arms = by_name(from_runs([other, runs[1]], device="cpu"))
-    assert arms["pcd"]["versus"]["none"]["n"] == 0
+    results = from_runs([other, runs[1]], device="cpu")
+    assert by_name(results)["pcd"]["versus"]["none"]["n"] == 0
+    assert "none and pcd are no pairs: they differ in lr0 (0.5, 0.01)" in results["checks"]["notes"]
     arms = by_name(from_runs([other, *runs], device="cpu"))
     assert sorted(arms) == ["none", "none #2", "pcd"] and arms["pcd"]["versus"]["none"]["n"] == 1
     (other / "args.yaml").write_text(yaml.safe_dump({**args, "data": "elsewhere.yaml"}), encoding="utf-8")
@@ -231,8 +265,6 @@ def test_runs_with_other_arguments_are_no_pair(runs: list[Path], tmp_path: Path)
 
 
 def test_a_repeated_run_is_paired_with_the_repeated_plain_run(runs: list[Path], tmp_path: Path) -> None:
-    import shutil
-
     first = by_name(from_runs(runs, device="cpu"))
     for number, run in enumerate(runs):
         shutil.copytree(run, tmp_path / str(number))

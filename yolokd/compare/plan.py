@@ -126,14 +126,14 @@ def train_arguments(train: Mapping[str, Any]) -> dict[str, Any]:
     from yolokd import config
 
     for key, way in TAKEN.items():
-        if key in train and train[key] not in {None, False}:
+        if key in train and train[key] not in (None, False):
             raise UserError(f"{key}={train[key]} is no key of `yolokd compare`: {way}")
     given = config.check({key: value for key, value in train.items() if key not in TAKEN})
     full = {"epochs": 100, "imgsz": 640, "batch": 16, **given}
     if not isinstance(full["batch"], int) or full["batch"] < 1:
         raise UserError(f"batch={full['batch']}: all arms need one fixed batch size, i.e. batch=16")
-    if full.get("save") is False or full.get("val") is False:
-        raise UserError("compare needs the best epoch of each run; leave save= and val= out")
+    if full.get("save") is False:
+        raise UserError("save=False: compare evaluates the checkpoints of each run; leave save= out")
     defaults = {"patience": 0, "plots": False}  # early stopping would end arms at different epochs
     return {**defaults, **full}
 
@@ -257,7 +257,8 @@ def data_hash(data: str, split: str) -> str:
         for image, label in zip(files, img2label_paths(files)):
             path = Path(label)
             content = path.read_bytes() if path.is_file() else b""
-            about = f"{part} {Path(image).name} {Path(image).stat().st_size} {len(content)};"
+            size = Path(image).stat().st_size if Path(image).is_file() else "missing"
+            about = f"{part} {Path(image).name} {size} {len(content)};"
             digest.update(about.encode() + content)
     return digest.hexdigest()
 

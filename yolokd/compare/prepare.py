@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.records import read_json, write_json
+from yolokd.records import write_json
 
 
 def prepare(root: Path, plan: Mapping[str, Any]) -> None:
-    """Write the ground truth."""
+    """Write the ground truth, anew at each call: the same data may lie elsewhere by now."""
     from yolokd.evaluation.evaluate import coco_ground_truth
 
     arguments = plan["arguments"]
-    if read_json(root / "ground_truth.json") is None:
-        single, classes = bool(arguments.get("single_cls")), arguments.get("classes")
-        write_json(root / "ground_truth.json", coco_ground_truth(plan["data"], plan["split"], single, classes))
+    single, classes = bool(arguments.get("single_cls")), arguments.get("classes")
+    write_json(root / "ground_truth.json", coco_ground_truth(plan["data"], plan["split"], single, classes))
 
 
 def scan_labels(plan: Mapping[str, Any]) -> None:

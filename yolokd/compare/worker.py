@@ -112,6 +112,7 @@ def evaluate_run(folder: Path, plan: dict[str, Any], weights: Path, device: str 
     """Evaluate weights on the original images, keep the detections in the run's folder and return the numbers."""
     from yolokd.evaluation.evaluate import evaluate
     from yolokd.results import PREDICTIONS
+    from yolokd.results.folders import images_hash
 
     truth = read_json(folder.parents[0 if folder.name == "teacher" else 1] / "ground_truth.json")
     settings = {key: plan["arguments"][key] for key in ("imgsz", "workers") if key in plan["arguments"]}
@@ -119,7 +120,7 @@ def evaluate_run(folder: Path, plan: dict[str, Any], weights: Path, device: str 
     found = evaluate(weights, plan["data"], plan["split"], ground_truth=truth, batch=batch, device=device, **settings)
     digest = file_hash(weights)
     about = {"weights": str(weights), "weights_sha256": digest, "data": plan["data"], "split": plan["split"]}
-    about["imgsz"] = plan["arguments"]["imgsz"]
+    about |= {"imgsz": plan["arguments"]["imgsz"], "images_sha256": images_hash(truth)}
     write_json(folder / PREDICTIONS, {**about, "host_ap": found.host_ap, "detections": found.detections})
     return {"metrics": found.to_dict(), "weights": str(weights), "weights_sha256": digest}
 

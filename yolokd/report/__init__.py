@@ -91,7 +91,7 @@ def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path
             run["folder"] = str(folders[0].resolve() / run["folder"])  # an absolute one stays as it is
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / NAME, results)
-    if not (out / "ground_truth.json").exists() and (content := _ground_truth(results)):
+    if not (out / "plan.json").is_file() and (content := _ground_truth(results)):
         write_json(out / "ground_truth.json", content)
     return [out / NAME, *write_report(out)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +19,8 @@ from yolokd.trust import KEY as TRUST
 
 # What two runs of a pair may differ in: where and how they ran, and what the comparison is about.
 FREE = {
-    "cache", "device", "distill_model", "exist_ok", "method", "mode", "name", "plots", "project", "resume", "save",
-    "save_dir", "save_period", "seed", "split", "teacher", "val", "verbose", "workers",
+    "cache", "cfg", "device", "distill_model", "exist_ok", "method", "mode", "name", "plots", "project", "resume",
+    "save", "save_dir", "save_period", "seed", "split", "teacher", "val", "verbose", "workers",
 }  # fmt: skip
 Collected = tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], dict[str, Any], list[str]]
 
@@ -43,9 +44,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     paths = [path for folder in folders for path in _expand(folder.resolve())]
     paths = list(dict.fromkeys(paths))
     args = {path: _arguments(path) for path in paths}
-    data = {
-        str(Path(str(a["data"])).resolve()) if Path(str(a["data"])).exists() else str(a["data"]) for a in args.values()
-    }
+    data = {_located(str(a["data"])) for a in args.values()}
     views = {json.dumps([a.get("single_cls"), a.get("classes")]) for a in args.values()}
     if len(data) > 1 or len(views) > 1:
         shown = ", ".join(sorted(data)) if len(data) > 1 else "one with other single_cls= or classes="
@@ -83,6 +82,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     for arm in ordered:
         arm["runs"].sort(key=lambda run: run["seed"])
     teacher, notes = _teacher(args.values(), truth, split, device)
+    notes += _unpaired(ordered)
     head = {
         "created": now(),
         "environment": {**environment(), "shared_machine": False},
@@ -123,6 +123,27 @@ def _arguments(folder: Path) -> dict[str, Any]:
     return args
 
 
+def _located(value: Any) -> Any:
+    """Return the whole path of a file that is there, and anything else as it is."""
+    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
+
+
+def _unpaired(arms: Iterable[dict[str, Any]]) -> list[str]:
+    """Say for arms that have no run in common with plain training what their runs differ in."""
+    plain, *others = sorted(arms, key=lambda arm: arm["method"] != "none")
+    if plain["method"] != "none":
+        return []
+    notes = []
+    for arm in others:
+        if {run["pairing"] for run in arm["runs"]} & {run["pairing"] for run in plain["runs"]}:
+            continue
+        a, b = (json.loads(each["runs"][0]["pairing"]) for each in (plain, arm))
+        keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+        said = ", ".join(f"{key} ({a.get(key)}, {b.get(key)})" for key in keys[:4])
+        notes.append(f"none and {arm['name']} are no pairs: they differ in {said}{', ...' if len(keys) > 4 else ''}")
+    return notes
+
+
 def _ours(args: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that tell arms apart: ours and the teacher; for plain training there are none."""
     method = args.get("method")
@@ -140,9 +161,8 @@ def _run(folder: Path, args: dict[str, Any], truth: dict[str, Any], split: str, 
     run["wall_s"] = run["wall_s"] if run["wall_s"] is not None else (times[-1] if times else None)
     run["epochs_done"] = run["epochs_done"] or len(run["curves"].get("epoch", []))
     run["shared_machine"] = bool(record.get("shared_machine"))
-    run["pairing"] = json.dumps(
-        {k: v for k, v in sorted(args.items()) if k not in FREE and k not in KEYS}, sort_keys=True, default=str
-    )
+    shared = {key: _located(value) for key, value in args.items() if key not in FREE and key not in KEYS}
+    run["pairing"] = json.dumps(shared, sort_keys=True, default=str)
     run["status"] = "done"
     return run | evaluated(folder, folder / "weights" / "best.pt", truth, split, int(args["imgsz"]), device)
 
@@ -164,16 +184,20 @@ def evaluated(
 
     digest, data = file_hash(weights), truth["info"]["data"]
     about = {"weights": str(weights), "weights_sha256": digest, "data": data, "split": split, "imgsz": imgsz}
+    about["images_sha256"] = images_hash(truth)
     kept = read_json(folder / PREDICTIONS) or {}
-    images = {image["id"] for image in truth["images"]}
-    if all(kept.get(key) == about[key] for key in ("weights_sha256", "split", "imgsz")) and all(
-        detection["image_id"] in images for detection in kept["detections"]
-    ):
+    if all(kept.get(key) == about[key] for key in ("weights_sha256", "split", "imgsz", "images_sha256")):
         found = score(truth, kept["detections"], host_ap=kept.get("host_ap"))
     else:
         found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, device=device)
         write_json(folder / PREDICTIONS, {**about, "host_ap": found.host_ap, "detections": found.detections})
     return {"metrics": found.to_dict(), "weights": str(weights), "weights_sha256": digest}
+
+
+def images_hash(truth: dict[str, Any]) -> str:
+    """Return a hash of the images that detections belong to by their number: their order, names and sizes."""
+    rows = [[image["id"], Path(image["file_name"]).name, image["height"], image["width"]] for image in truth["images"]]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _teacher(
