@@ -72,6 +72,26 @@ def test_end_to_end_export_agrees(family: str, exported: Exported) -> None:
     assert parity.detections_torch == parity.detections_onnx > 10
 
 
+@pytest.mark.parametrize("overrides", [{"max_det": 20}, {"agnostic_nms": True}])
+def test_what_is_built_into_an_end_to_end_file_is_compared_with_the_same(
+    overrides: dict[str, Any], exported: Exported
+) -> None:
+    *_, parity = exported("yolo26n", nms=False, **overrides)
+    assert parity.end2end and parity.ok, parity.summary()
+
+
+@pytest.mark.parametrize("most", [5, 300])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_nms_keeps_as_many_and_looks_at_the_classes_as_it_is_told(most: int, agnostic: bool) -> None:
+    """Ten places, at each two classes with one box: 20 detections, or 10 where classes shut each other out."""
+    output = np.zeros((1, 6, 20), np.float32)
+    output[0, 0] = np.repeat(np.arange(10) * 20 + 10, 2)
+    output[0, 1:4] = 10
+    output[0, 4, ::2], output[0, 5, 1::2] = 0.9, 0.8
+    found = detections(output, 0.25, 0.7, 2, False, False, most=most, agnostic=agnostic)
+    assert len(found) == min(most, 10 if agnostic else 20)
+
+
 def test_nms_built_into_the_file_agrees_with_nms_after_the_weights(exported: Exported) -> None:
     *_, parity = exported("yolov8n", nms=True, conf=0.4)
     assert parity.end2end and parity.ok, parity.summary()

@@ -24,7 +24,7 @@ from yolokd.trust import open_model
 
 NOISE_INPUTS, DRAWN_INPUTS = 2, 6
 TOLERANCE = {32: 1e-3, 16: 5e-2}  # largest difference as a fraction of the channel's largest value, by bits
-CONF, IOU = 0.25, 0.7  # the host's values for detections
+CONF, IOU, MOST = 0.25, 0.7, 300  # the host's values for detections
 TASKS = ("detect", "segment", "pose", "obb")
 LEAST_CONF = 0.01  # below this a score says nothing
 
@@ -113,8 +113,9 @@ def export_and_check(model: str | Path | Model, overrides: Mapping[str, Any]) ->
     path = Path(loaded.export(**overrides))
     if path.suffix != ".onnx" or _bits(_read(path)[1]) not in TOLERANCE:
         return path, None
-    conf, iou = (overrides.get(key) or usual for key, usual in (("conf", CONF), ("iou", IOU)))
-    return path, check_export(loaded, path, conf=float(conf), iou=float(iou))
+    conf, iou, most = (overrides.get(key) or usual for key, usual in (("conf", CONF), ("iou", IOU), ("max_det", MOST)))
+    agnostic = bool(overrides.get("agnostic_nms"))
+    return path, check_export(loaded, path, conf=float(conf), iou=float(iou), max_det=int(most), agnostic_nms=agnostic)
 
 
 def check_export(
@@ -124,6 +125,8 @@ def check_export(
     conf: float = CONF,
     iou: float = IOU,
     seed: int = 0,
+    max_det: int = MOST,
+    agnostic_nms: bool = False,
 ) -> Parity:
     """Compare an exported ONNX detector with its weights on noise and drawn images, on the CPU.
 
@@ -139,6 +142,8 @@ def check_export(
         conf (float): Confidence threshold for detections; one built into the file must be the same.
         iou (float): IoU threshold of NMS; one built into the file must be the same.
         seed (int): Seed of the inputs.
+        max_det (int): Most detections of an image; one built into the file must be the same.
+        agnostic_nms (bool): Whether NMS looks at all classes together; what is built into the file must be the same.
 
     Returns:
         (Parity): The largest differences and whether the file may be trusted.
@@ -153,7 +158,7 @@ def check_export(
     if meta["task"] not in TASKS:
         raise UserError(f"{exported} is a {meta['task']} model; parity can be checked for {', '.join(TASKS)}")
     end2end, with_nms = bool(meta.get("end2end")), bool(meta.get("args", {}).get("nms"))
-    model = _reference(weights, end2end)
+    model = _reference(weights, end2end, max_det, agnostic_nms)
     queries = isinstance(model.model[-1], RTDETRDecoder)
     end2end = end2end or queries
     width = session.get_inputs()[0].shape[1]
@@ -182,8 +187,9 @@ def check_export(
         conf = min(conf, max(0.5 * best, LEAST_CONF))
     slack = conf * tolerance
     obb = meta["task"] == "obb"
-    ours = [detections(output, conf - slack, iou, nc, end2end, obb) for output, _ in pairs]
-    theirs = [detections(output, conf - slack, iou, nc, end2end or with_nms, obb) for _, output in pairs]
+    nms: Any = {"most": max_det, "agnostic": agnostic_nms}
+    ours = [detections(output, conf - slack, iou, nc, end2end, obb, **nms) for output, _ in pairs]
+    theirs = [detections(output, conf - slack, iou, nc, end2end or with_nms, obb, **nms) for _, output in pairs]
     if with_nms:
         max_abs, max_rel = matched_difference(ours, theirs, conf + slack)
     elif end2end:
@@ -237,7 +243,7 @@ def _bits(meta: Mapping[str, Any]) -> int:
     return int(value) if str(value) in {"8", "16", "32"} else 8
 
 
-def _reference(weights: str | Path | Model | nn.Module, end2end: bool) -> Any:
+def _reference(weights: str | Path | Model | nn.Module, end2end: bool, max_det: int, agnostic_nms: bool) -> Any:
     """Return an own copy of the model in float32 on the CPU, not fused, that gives what the file should give."""
     if isinstance(weights, (str, Path)):
         weights = open_model(weights)
@@ -247,6 +253,7 @@ def _reference(weights: str | Path | Model | nn.Module, end2end: bool) -> Any:
     if not isinstance(head, RTDETRDecoder) and (end2end or getattr(model, "end2end", False)):
         model.end2end = end2end
     head.export, head.dynamic, head.shape = False, False, None
+    head.max_det, head.agnostic_nms = max_det, agnostic_nms
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ LEAST_SCALE = 1e-4  # channels that never exceed this, such as classes that are 
 Array = NDArray[np.float32]
 
 
-def detections(output: Array, conf: float, iou: float, nc: int, final: bool, rotated: bool) -> Array:
+def detections(
+    output: Array, conf: float, iou: float, nc: int, final: bool, rotated: bool, most: int = 300, agnostic: bool = False
+) -> Array:
     """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class; rotated boxes as if they were not."""
     if not final:
         raw = torch.from_numpy(output[:, : 4 + nc + rotated].copy())
-        most = 300 if iou < 1 else raw.shape[2]  # the host's number of detections, or all that there are
-        found = non_max_suppression(raw, conf, iou, nc=nc, max_det=most, max_time_img=60.0, rotated=rotated)
-        rows = found[0].numpy()[:, :6]
+        kept = most if iou < 1 else raw.shape[2]  # or all that there are
+        settings: Any = {"nc": nc, "max_det": kept, "agnostic": agnostic, "max_time_img": 60.0, "rotated": rotated}
+        rows = non_max_suppression(raw, conf, iou, **settings)[0].numpy()[:, :6]
     else:
         rows = output[0][output[0][:, 4] >= conf][:, :6]
     centre, half = rows[:, :2], rows[:, 2:4] / 2
