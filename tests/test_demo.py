@@ -16,6 +16,7 @@ from ultralytics.utils import LOGGER
 from yolokd import config
 from yolokd.drawn.demo import Arm, run_demo, table, verdict
 from yolokd.drawn.picture import match
+from yolokd.drawn.places import write_student
 from yolokd.errors import UserError
 
 SMALL: dict[str, Any] = {"epochs": 1, "teacher_epochs": 1, "images": 12, "imgsz": 64, "batch": 4, "classes": 3}
@@ -143,6 +144,7 @@ def test_a_failed_run_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(YOLO, "train", fail)
+    write_student(tmp_path, SMALL["classes"])  # an earlier demo's folder
     record = tmp_path / "teacher" / "demo.json"
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"settings": {"epochs": 99}, "seconds": 1}), encoding="utf-8")
@@ -151,6 +153,15 @@ def test_a_failed_run_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         run_demo(str(tmp_path), **SMALL)
     assert not record.exists()
+
+
+@pytest.mark.parametrize("name", ["student.yaml", "teacher/weights/best.pt", "demo.png"])
+def test_files_that_no_demo_wrote_are_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name.split('/')[0]} that no demo wrote.*out=runs/demo"):
+        run_demo(str(tmp_path), **SMALL)
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("method", ["none", "ultralytics", "nonsense"])

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolokd.drawn.places import TEACHER, free_folder, write_student
 from yolokd.errors import UserError
 
-TEACHER = "yolov8n"
-STUDENT_WIDTH = 0.125  # half the width of yolov8n
 RECIPE: dict[
     str, Any
 ] = {  # Ultralytics' arguments for all three: many steps, as the runs are short and start from nothing
@@ -106,9 +105,7 @@ def run_demo(
     for key, value in {"epochs": epochs, "teacher_epochs": teacher_epochs, "images": images, "batch": batch}.items():
         if value < 1:
             raise UserError(f"{key}={value} must be at least 1")
-    folder = Path(out).resolve()
-    if not (above := next(path for path in (folder, *folder.parents) if path.exists())).is_dir():
-        raise UserError(f"out={out}: {above} is a file, not a folder; choose another, i.e. out=runs/demo")
+    folder = free_folder(out)
     consistency.check_device(device)
     counts = (images, max(images // 4, 1))
     Drawing(images=counts, imgsz=imgsz, classes=classes)  # so that wrong values are named before anything is printed
@@ -116,7 +113,7 @@ def run_demo(
         name = f"shapes_{imgsz}px_{classes}classes_{images}images_seed{seed}"
         data = draw_dataset(folder / name, counts, imgsz=imgsz, seed=seed, classes=classes, noise=0.5)
     truth = coco_ground_truth(data)
-    student = _write_student(folder / "student.yaml", classes)
+    student = write_student(folder, classes)
     settings = {"data": str(data), "imgsz": imgsz, "batch": batch, "nbs": batch, "seed": seed, "project": str(folder)}
     settings.update(RECIPE, **({"device": device} if device else {}))
     teacher = _train(
@@ -195,22 +192,6 @@ def verdict(arms: Sequence[Arm], difference: Any, method: str) -> str:
         f"{text}.\nIt starts from weights fitted to its teacher's (kd_init), the one alone from random ones.\n"
         "This is one run with one seed; another seed gives other numbers, try seed=1."
     )
-
-
-def _write_student(path: Path, classes: int) -> str:
-    """Write the student's model file, a yolov8n of another width, and return its path."""
-    from ultralytics.nn.tasks import yaml_model_load
-    from ultralytics.utils import YAML
-
-    model = yaml_model_load(f"{TEACHER}.yaml")
-    depth = model["scales"][model["scale"]][0]
-    for key in ("scales", "scale", "yaml_file"):
-        model.pop(key, None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    YAML.save(
-        path, {"nc": classes, "depth_multiple": depth, "width_multiple": STUDENT_WIDTH, **{**model, "nc": classes}}
-    )
-    return str(path)
 
 
 def _train(name: str, model: str, settings: Mapping[str, Any], truth: Mapping[str, Any], keep: bool = False) -> Arm:
