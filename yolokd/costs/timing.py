@@ -16,6 +16,8 @@ def seconds(device: torch.device) -> float:
     """Return the time now, after what the device still had to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 

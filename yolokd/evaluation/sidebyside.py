@@ -78,17 +78,26 @@ def run_words(words: list[str]) -> int:
     check_device(given.get("device"))
     named = {key: given.pop(key, None) for key in MODELS}
     models = {key: inputs.weights(key, value) for key, value in named.items() if value is not None}
-    data, split, imgsz = given.pop("data"), given.pop("split", "val"), given.pop("imgsz", 640)
+    data, split, imgsz = given.pop("data"), given.pop("split", "val"), given.pop("imgsz", None)
     datasets.dataset(data, train=False)
     try:
         with trust.loading(safe):
+            imgsz = trained_size(models["model"]) if imgsz is None else imgsz
             table = side_by_side(models, data, split, imgsz, **given)
     except UserError:
         raise
     except HOST_MISTAKES as error:
         raise UserError(reason(error, lines=2)) from error
-    print(show(table))
+    print(f"{show(table)}\nimages: {imgsz} pixels")
     return DONE
+
+
+def trained_size(weights: str | Path) -> int:
+    """Return the image size that a checkpoint was trained at, which the host validates at too; 640 if it says none."""
+    from ultralytics.nn.tasks import load_checkpoint
+
+    said = load_checkpoint(weights)[1].get("train_args") if Path(weights).suffix == ".pt" else None
+    return int((said or {}).get("imgsz") or 640)
 
 
 EXAMPLES = {"model": "runs/detect/train/weights/best.pt", "data": "path/to/mine.yaml"}
