@@ -51,9 +51,19 @@ def match_classes(
 
 
 def learned_names(names: Mapping[int, str], classes: int | Sequence[int] | None) -> dict[int, str]:
-    """Return the data's class names without those that the host's `classes=` leaves out."""
+    """Return the data's class names without those that the host's `classes=` leaves out.
+
+    Args:
+        names (Mapping[int, str]): The data's class names by index.
+        classes (int | Sequence[int] | None): The indices that are learned, all if None.
+
+    Raises:
+        UserError: If none is left.
+    """
     chosen = {classes} if isinstance(classes, int) else set(names if classes is None else classes)
-    return {index: name for index, name in names.items() if index in chosen}
+    if left := {index: name for index, name in names.items() if index in chosen}:
+        return left
+    raise UserError(f"classes={classes} are none of the data's, which are numbered 0 to {len(names) - 1}; leave it out")
 
 
 def data_classes(matches: list[Match]) -> dict[int, int]:
