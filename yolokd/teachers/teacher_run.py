@@ -16,19 +16,8 @@ from yolokd.students.kinds import SAID, kind_of
 from yolokd.trust import inspect_file, loading
 
 SHARED = (
-    "data",
-    "imgsz",
-    "batch",
-    "device",
-    "workers",
-    "seed",
-    "amp",
-    "cache",
-    "rect",
-    "fraction",
-    "single_cls",
-    "classes",
-)
+    "data", "imgsz", "batch", "device", "workers", "seed", "amp", "cache", "rect", "fraction", "single_cls", "classes",
+)  # fmt: skip
 
 
 def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
