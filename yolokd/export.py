@@ -175,7 +175,7 @@ def check_export(
         if end2end or with_nms:  # rows of box, score, class, and what else a task has
             sides = (*batch.shape[:1:-1], *batch.shape[:1:-1]) if queries else (1, 1, 1, 1)
             unit = np.array([*sides, 1, 1], dtype=np.float32)  # queries give fractions of the image
-            expected[0] = expected[0][..., :6] * unit if end2end else expected[0]
+            expected[0] = expected[0][:, :max_det, :6] * unit if end2end else expected[0]
             given[0] = given[0][..., :6] * unit
         pairs += [(expected[0][i : i + 1], given[0][i : i + 1]) for i in range(len(batch))]
         if len(expected) > 1 and not with_nms:
