@@ -153,12 +153,12 @@ def test_places_of_a_layer_that_is_passed_twice(monkeypatch: pytest.MonkeyPatch)
     """No more places than are wanted are kept, and all of them are filled."""
     monkeypatch.setattr(fitted, "POSITIONS", (300, 300, 1))
     monkeypatch.setattr(fitted, "CHUNK", 2)
-    model = Twice()
+    model, images = Twice().double(), IMAGES.double()  # float32 is kept in half precision
     picks, layers = {"model.0": torch.tensor([2, 0])}, {"model.0": model.model[0]}
-    (places, target) = fitted._targets(model, IMAGES, layers, picks, {"model.0": 3})["model.0"]
+    (places, target) = fitted._targets(model, images, layers, picks, {"model.0": 3})["model.0"]
     assert target.shape == (300, 2) and [len(index) for index in places] == [300] * 3
     with torch.no_grad():
-        once = model.model[0](IMAGES)
+        once = model.model[0](images)
         both = [maps[places[0], :, places[1], places[2]][:, [2, 0]] for maps in (once, model.model[0](once))]
     assert bool(torch.isclose(torch.stack(both), target, atol=1e-6).all(-1).any(0).all())
 

@@ -72,6 +72,7 @@ def fit_weights(
             if name not in targets:  # a layer that is passed more than once
                 return
             places, target = targets.pop(name)
+            target = target.to(images.dtype)
             values = _patches(inputs[0], module, places)
             centre = values.mean(1, keepdim=True)
             values -= centre
@@ -171,13 +172,14 @@ def _targets(
 
     Returns:
         (dict[str, tuple]): For each layer the places, that is image, row and column with shape (M,) in order of the
-            images, and the chosen channels there with shape (M, C).
+            images, and the chosen channels there with shape (M, C), in half precision where the images are in single.
     """
     fewest, most, each = POSITIONS
     wanted = {name: min(max(each * unknowns[name], fewest), most) for name in watched}
     # In one piece from the start: what lies between the maps of a forward keeps their memory from being given back.
     places = {name: torch.empty(3, rows, dtype=torch.long, device=images.device) for name, rows in wanted.items()}
-    found = {name: images.new_empty(rows, len(picks[name])) for name, rows in wanted.items()}
+    kept = torch.float16 if images.dtype is torch.float32 else images.dtype
+    found = {name: images.new_empty(rows, len(picks[name]), dtype=kept) for name, rows in wanted.items()}
     filled = dict.fromkeys(watched, 0)
     generator = torch.Generator().manual_seed(0)
 
@@ -259,8 +261,10 @@ def _regress(
 
 def _solve(gram: torch.Tensor, sides: list[torch.Tensor], strength: torch.Tensor) -> list[torch.Tensor]:
     """Return the solutions (groups, D, C) of regular systems with one matrix, in double precision inside."""
-    unit = torch.eye(gram.shape[1], device=gram.device, dtype=torch.float64)
-    factor, _ = torch.linalg.cholesky_ex(gram.double() + strength.double().clamp_min(1e-12)[:, None, None] * unit)
+    matrix = gram.to(torch.float64, copy=True)
+    matrix.diagonal(dim1=1, dim2=2).add_(strength.double().clamp_min(1e-12)[:, None])
+    factor, _ = torch.linalg.cholesky_ex(matrix)
+    del matrix  # as large as what is to come
     return [torch.cholesky_solve(side.double(), factor).to(gram) for side in sides]
 
 
