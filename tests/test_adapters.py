@@ -32,6 +32,17 @@ def test_standardize_takes_batch_and_positions_together() -> None:
     assert result.mean((2, 3)).abs().max() > 0.01, "each image was standardised by itself"
 
 
+@pytest.mark.parametrize("value", [0.1, 0.28, 1.3, 10.1, 100.1, 3000.3])
+def test_standardize_takes_rounding_for_nothing(value: float) -> None:
+    """The mean of equal numbers is not quite that number; a channel that moves by a thousandth is told apart."""
+    feature = torch.full((16, 4, 40, 40), value)
+    assert standardize(feature).abs().max() < 0.05
+    feature[:, 1] *= 1 + 1e-3 * torch.randn(16, 40, 40, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        standardize(feature).std((0, 2, 3), unbiased=False)[1], torch.tensor(1.0), rtol=0.02, atol=0
+    )
+
+
 def test_standardize_a_constant_channel_with_gradient() -> None:
     feature = torch.full((1, 2, 3, 3), 5.0, requires_grad=True)
     result = standardize(feature)

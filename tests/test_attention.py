@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from yolokd.attention import (
     cell_mean,
     channel_attention,
     keep_grids,
+    log_attentions,
     quantile_mask,
     spatial_attention,
 )
@@ -73,6 +75,18 @@ def test_attention_of_a_constant_map_is_flat() -> None:
     feature = torch.full((1, 4, 3, 3), 0.37)
     torch.testing.assert_close(spatial_attention(feature, 0.5), torch.ones(1, 1, 3, 3))
     torch.testing.assert_close(channel_attention(feature, 0.5), torch.ones(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize("direction", ["high", "low"])
+def test_masks_rank_entries_beside_one_that_outshines_them(direction: Any) -> None:
+    """The attention of all others is 0 in float32 there, but its logarithm is not."""
+    feature = feature_map((1, 512, 6, 5)).abs()
+    feature[:, 7] *= 300
+    _, channel = log_attentions(feature, 0.1)
+    assert (channel.exp() == 0).sum() > 500
+    masked = quantile_mask(channel, 0.3, direction).flatten() == 0
+    order = feature.mean((0, 2, 3)).argsort(descending=direction == "high")
+    assert set(masked.nonzero().flatten().tolist()) == set(order[: round(0.3 * 512)].tolist())
 
 
 def test_a_lower_temperature_sharpens() -> None:

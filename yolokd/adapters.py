@@ -20,16 +20,19 @@ def standardize(feature: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
 
     Args:
         feature (torch.Tensor): Map with shape (B, C, H, W).
-        eps (float): Added to the standard deviation.
+        eps (float): Added to the standard deviation, which counts as at least this and as 10 times this part of the
+            mean: what a constant channel deviates from its mean is rounding.
 
     Returns:
         (torch.Tensor): Map with shape (B, C, H, W), zero mean and unit (population) deviation per channel, in
             float32 (float64 stays).
     """
     feature = as_float(feature)
-    centred = feature - feature.mean(dim=(0, 2, 3), keepdim=True)
+    mean = feature.mean(dim=(0, 2, 3), keepdim=True)
+    centred = feature - mean
     variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)  # Tensor.var takes ten times as long on CPU
-    return centred * (variance.clamp_min(eps * eps).sqrt() + eps).reciprocal()
+    least = (10 * eps * mean.detach()).square().clamp_min(eps * eps)
+    return centred * (torch.maximum(variance, least).sqrt() + eps).reciprocal()
 
 
 class Adapters(nn.ModuleList):

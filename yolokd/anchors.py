@@ -77,7 +77,8 @@ def overlap_distance(student_boxes: torch.Tensor, teacher_boxes: torch.Tensor, e
         eps (float): Smallest area that is divided by.
 
     Returns:
-        (torch.Tensor): Distances with shape (...), 0 for equal boxes, below 2 for proper ones.
+        (torch.Tensor): Distances with shape (...), 0 for equal boxes with an area, 1 for equal ones without, and below
+            2 for proper ones.
     """
     teacher_boxes = teacher_boxes.detach()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -25,8 +26,11 @@ def _strength(feature: torch.Tensor, eps: float = 1e-6) -> tuple[torch.Tensor, t
     return strength, variance.sqrt().clamp_min(eps)
 
 
-def attentions(feature: torch.Tensor, temperature: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the attention of positions and of channels, which share most of their work.
+def log_attentions(feature: torch.Tensor, temperature: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logarithm of the attention of positions and of channels, which share most of their work.
+
+    Masks are made from the logarithm: beside a few very strong entries the attention of all others can be too small
+    for a float, so that it no longer tells them apart.
 
     A_s = H * W * softmax over positions of (mean over channels of |F| / tau), A_c = C * softmax over channels of (mean
     over positions of |F| / tau): the form of FGD (Yang et al. 2022, arXiv 2111.11837), on |F| scaled to unit deviation
@@ -37,24 +41,24 @@ def attentions(feature: torch.Tensor, temperature: float = 0.5) -> tuple[torch.T
         temperature (float): Temperature tau, above 0.
 
     Returns:
-        spatial (torch.Tensor): Attention A_s with shape (B, 1, H, W) and mean 1 in each image, detached, in float32.
-        channel (torch.Tensor): Attention A_c with shape (B, C, 1, 1) and mean 1 in each image, detached, in float32.
+        spatial (torch.Tensor): log A_s with shape (B, 1, H, W), A_s with mean 1 in each image, detached, in float32.
+        channel (torch.Tensor): log A_c with shape (B, C, 1, 1), A_c with mean 1 in each image, detached, in float32.
     """
     strength, deviation = _strength(feature)
     by_position = strength.mean(dim=1, keepdim=True) / (deviation * temperature)  # (B, 1, H, W)
     by_channel = strength.mean(dim=(2, 3), keepdim=True) / (deviation * temperature)  # (B, C, 1, 1)
-    spatial = (by_position.flatten(1).softmax(dim=1) * by_position[0].numel()).view_as(by_position)
-    return spatial, by_channel.softmax(dim=1) * by_channel.shape[1]
+    spatial = (by_position.flatten(1).log_softmax(dim=1) + math.log(by_position[0].numel())).view_as(by_position)
+    return spatial, by_channel.log_softmax(dim=1) + math.log(by_channel.shape[1])
 
 
 def spatial_attention(feature: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
-    """Return the attention of positions with shape (B, 1, H, W); see `attentions`."""
-    return attentions(feature, temperature)[0]
+    """Return the attention of positions A_s with shape (B, 1, H, W); see `log_attentions`."""
+    return log_attentions(feature, temperature)[0].exp()
 
 
 def channel_attention(feature: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
-    """Return the attention of channels with shape (B, C, 1, 1); see `attentions`."""
-    return attentions(feature, temperature)[1]
+    """Return the attention of channels A_c with shape (B, C, 1, 1); see `log_attentions`."""
+    return log_attentions(feature, temperature)[1].exp()
 
 
 def _top(scores: torch.Tensor, budget: torch.Tensor, most: int, equal: bool) -> torch.Tensor:
@@ -94,7 +98,7 @@ def quantile_mask(
     """Return a mask that is 0 on exactly round(ratio * n) of an image's n entries and 1 elsewhere.
 
     Args:
-        attention (torch.Tensor): Attention with shape (B, ...), for instance (B, 1, H, W) or (B, C, 1, 1).
+        attention (torch.Tensor): Attention or its logarithm with shape (B, ...), i.e. (B, 1, H, W) or (B, C, 1, 1).
         ratio (float): Share of entries to mask in each image, in [0, 1].
         direction (Direction): Mask the `high` or the `low` entries (the first ones among equals), or `random` ones.
         generator (torch.Generator, optional): CPU generator that `random` draws from.
@@ -155,7 +159,7 @@ def cell_mask(attention: torch.Tensor, ratio: float, grid: int) -> torch.Tensor:
     softmax within a cell would not change the order there, so the attention of the whole map serves.
 
     Args:
-        attention (torch.Tensor): Attention with shape (B, 1, H, W).
+        attention (torch.Tensor): Attention or its logarithm with shape (B, 1, H, W).
         ratio (float): Share of positions to mask in each cell, in [0, 1].
         grid (int): Cells per side, at most the shorter side.
 

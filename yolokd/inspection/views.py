@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 
 from yolokd.adapters import standardize
 from yolokd.anchors import selected_anchors
-from yolokd.attention import attentions, spatial_attention
+from yolokd.attention import log_attentions, spatial_attention
 from yolokd.binary import binary_distillation
 from yolokd.inspection.scene import Scene
 from yolokd.inspection.sheet import Array, Panel, Ranking, Regions
@@ -112,7 +112,7 @@ def dfmsd_panels(scene: Scene, level: int) -> list[Panel]:
 def samkd_panels(scene: Scene, level: int) -> list[Panel]:
     """Return the mask of each grid, and the weight of the positions in the logit part."""
     module = scene.modules["samkd"]
-    attention, by_channel = attentions(scene.teacher.feats[level], module.temperature)
+    attention, by_channel = log_attentions(scene.teacher.feats[level], module.temperature)
     panels = []
     if module.part_gains["feature"]:
         masks, channel = module.masks(attention, by_channel)
@@ -121,7 +121,9 @@ def samkd_panels(scene: Scene, level: int) -> list[Panel]:
             panels.append(mask_panel(scene, level, mask, what, grid))
     if module.part_gains["logit"]:
         adapted = module.adapters(scene.student.feats)[level]
-        weight = module.region_weight(standardize(adapted), standardize(scene.teacher.feats[level]), attention)[0, 0]
+        weight = module.region_weight(standardize(adapted), standardize(scene.teacher.feats[level]), attention.exp())[
+            0, 0
+        ]
         state = "" if "samkd" in scene.trained else ", untrained"
         panels.append(Panel(f"samkd: weight of the logit part{state}{_within(scene, weight, level)}", numpy(weight)))
     return panels

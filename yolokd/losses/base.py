@@ -25,7 +25,7 @@ class DistillLoss(nn.Module):
         part_names (tuple[str, ...]): Names of the parts; empty for a method of one part.
         needs_logits (bool): Whether `Taps.logits` of the teacher is read.
         needs_boxes (bool): Whether `Taps.boxes` of the teacher is read.
-        share (float): Its share of the task's gradient norm at the neck with `kd_share=auto`.
+        share (float): Its share of the task's gradient norm at the neck with `kd_share=auto`, divided among its parts.
         part_gains (dict[str, float]): Weight of each part, {"": 1.0} for a method of one part.
         stage (int): Index of the current training stage, set by the criterion; only staged methods read it.
         staged (bool): Whether the run has several stages, set by the criterion.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolokd.adapters import Adapters, Generator, as_float, standardize
-from yolokd.attention import Direction, RandomSource, attentions, quantile_mask
+from yolokd.attention import Direction, RandomSource, log_attentions, quantile_mask
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
 
@@ -197,11 +197,11 @@ class DFMSDLoss(DistillLoss):
         gamma = self.active_gamma()
         if self.enhance == "frequency" and gamma > 0:
             raw_teacher = as_float(raw_teacher.detach()) + gamma * high_pass(raw_teacher)
-        spatial, channel = attentions(raw_teacher, self.temperature)
+        spatial, channel = log_attentions(raw_teacher, self.temperature)
         if self.enhance == "gain" and self.mask != "random":
-            return soft_mask(spatial, 1 + gamma, self.mask), soft_mask(channel, 1 + gamma, self.mask)
+            return soft_mask(spatial.exp(), 1 + gamma, self.mask), soft_mask(channel.exp(), 1 + gamma, self.mask)
         if self.enhance == "gap" and gamma > 0:
-            spatial = spatial * (1 + gamma * gap(adapted, teacher))
+            spatial = spatial + torch.log1p(gamma * gap(adapted, teacher))
         source = self.random.generator() if self.mask == "random" else None
         return (
             quantile_mask(spatial, self.spatial_ratio, self.mask, source),

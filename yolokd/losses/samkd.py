@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolokd.adapters import Adapters, Generator, as_float, standardize
-from yolokd.attention import attentions, cell_mask, cell_mean, keep_grids, quantile_mask
+from yolokd.attention import cell_mask, cell_mean, keep_grids, log_attentions, quantile_mask
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
 
@@ -181,7 +181,7 @@ class SAMKDLoss(DistillLoss):
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the parts whose weight is not 0; see the base class."""
         adapted = self.adapters(student.feats if self.generators else [feat.detach() for feat in student.feats])
-        attention = [attentions(feat, self.temperature) for feat in teacher.feats]
+        attention = [log_attentions(feat, self.temperature) for feat in teacher.feats]
         maps = [(given, raw.detach()) for given, raw in zip(adapted, teacher.feats, strict=True)]
         alike = maps if self.align or self.part_gains["logit"] else []
         aligned = [(standardize(given), standardize(wanted)) for given, wanted in alike]
@@ -189,15 +189,15 @@ class SAMKDLoss(DistillLoss):
         if self.part_gains["feature"]:
             terms["feature"] = self._feature(aligned if self.align else maps, attention)
         if self.part_gains["logit"]:
-            terms["logit"] = self._logit(student, teacher, aligned, [spatial for spatial, _ in attention])
+            terms["logit"] = self._logit(student, teacher, aligned, [spatial.exp() for spatial, _ in attention])
         return terms
 
     def masks(self, spatial: torch.Tensor, channel: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
         """Return the spatial mask (B, 1, H, W) of each kept grid and the channel mask (B, C, 1, 1) of a level.
 
         Args:
-            spatial (torch.Tensor): Teacher's spatial attention with shape (B, 1, H, W).
-            channel (torch.Tensor): Teacher's channel attention with shape (B, C, 1, 1).
+            spatial (torch.Tensor): Logarithm of the teacher's spatial attention with shape (B, 1, H, W).
+            channel (torch.Tensor): Logarithm of its channel attention with shape (B, C, 1, 1).
 
         Returns:
             (tuple[dict[int, torch.Tensor], torch.Tensor]): Masks by cells per side, and the mask that all share.

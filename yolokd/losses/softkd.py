@@ -33,8 +33,8 @@ class SoftKDLoss(DistillLoss):
     """Softmax distillation over the classes on selected anchors.
 
     Hinton et al. 2015, arXiv 1503.02531, section 2. Our reading for detectors: anchors and weights are those of PCD's
-    grouped part (positives, and anchors with a teacher probability above 0.3), so that a difference between the two
-    arms is due to ranking, groups and cosine factor alone.
+    grouped part (positives, and anchors with a teacher probability above 0.3), so that a difference between this and
+    `pcd` with `pcd_binary=0` is due to ranking, groups and cosine factor alone.
     """
 
     name: ClassVar[str] = "softkd"
