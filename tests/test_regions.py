@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -171,6 +172,17 @@ def test_pool_equals_the_loop_version() -> None:
     for roi, ours in zip(rois, pooled):
         expected = oracle.roi_align(feature[int(roi[0])].numpy(), roi[1:].numpy(), 8)
         np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_pooling_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where torchvision would, on GPUs with deterministic algorithms: gains are measured by a second backward."""
+    theirs = importlib.import_module("torchvision.ops.roi_align")
+    monkeypatch.setattr(theirs, "_has_ops", lambda: False)  # leads there on a CPU too
+    monkeypatch.setattr(theirs, "_roi_align", lambda *_: pytest.fail("compiled"))
+    feature = torch.randn(1, 2, 8, 8, generator=seeded(), requires_grad=True)
+    pooled = pool(feature, 8, torch.tensor([[0.0, 5, 5, 40, 50]])).sum()
+    first, second = (torch.autograd.grad(pooled, feature, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.abs().max() > 0
 
 
 def test_pooling_to_one_bin_is_the_mean_of_the_bins() -> None:

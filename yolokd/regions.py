@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torchvision.ops  # noqa: F401, registers the operator
 from torch import nn
-from torchvision.ops import roi_align
 
 from yolokd.adapters import as_float
 from yolokd.taps import Taps, Targets
@@ -173,6 +173,9 @@ def as_rois(regions: torch.Tensor) -> torch.Tensor:
 def pool(feature: torch.Tensor, stride: int, rois: torch.Tensor, size: int = 7, samples: int = 2) -> torch.Tensor:
     """Pool regions from one map by RoIAlign (He et al. 2017, arXiv 1703.06870, section 3), in float32.
 
+    The operator is called by itself: where deterministic algorithms are asked for, as the host does by default, its
+    function in torchvision compiles another form on GPUs, whose graph cannot be gone through twice to measure gains.
+
     Args:
         feature (torch.Tensor): Map with shape (B, C, H, W).
         stride (int): Stride of the map in pixels.
@@ -185,12 +188,7 @@ def pool(feature: torch.Tensor, stride: int, rois: torch.Tensor, size: int = 7, 
     """
     feature = as_float(feature)
     with torch.autocast(feature.device.type, enabled=False):
-        pooled: torch.Tensor = roi_align(
-            feature,
-            rois.to(feature.dtype),
-            output_size=size,
-            spatial_scale=1 / stride,
-            sampling_ratio=samples,
-            aligned=True,
+        pooled: torch.Tensor = torch.ops.torchvision.roi_align(
+            feature, rois.to(feature.dtype), 1 / stride, size, size, samples, True
         )
     return pooled
