@@ -86,6 +86,7 @@ def bad_datasets(root: Path) -> None:
     dataset(root / "unlabelled", train=(None, None))
     dataset(root / "emptylabels", train=("", "\n"))
     dataset(root / "classids", train=("7 0.5 0.5 0.2 0.2\n", "3 0.5 0.5 0.2 0.2\n"))
+    dataset(root / "vallabels", val=("", ""))
     dataset(root / "valclassids", val=("7 0.5 0.5 0.2 0.2\n",))
     dataset(root / "pixels", train=("0 32 32 20 20\n", "1 40 40 10 10\n"))
     dataset(root / "negative", train=("0 -0.5 0.5 0.2 0.2\n",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from tests.bad_files import OBJECT, bad_files, dataset, spoil
 from tests.test_config import OUT_OF_RANGE, WRONG_TYPE
 from tests.tiny import rows
 from yolokd import LOSSES, DistillationTrainer, UserError, cli, config, recipe
+from yolokd.command.inputs import check_place
 from yolokd.losses import build
 from yolokd.taps import Pair
 
@@ -269,6 +271,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     (COMPARE + "seeds=[1,1]", (r"seeds=\[1, ?1\]", "seeds=3")),
     (COMPARE + "jobs=0", ("jobs=0", "1 or more")),
     (COMPARE + "controls=maybe", ("controls=maybe", "True or False")),
+    (COMPARE + "data={root}/vallabels/data.yaml", ("vallabels", "split val has no labelled object", "split=")),
     (COMPARE + "split=bogus", ("split=bogus", "it has train, val")),
     (COMPARE + "batch=-1", ("batch=-1", "batch=16")),
     (COMPARE + "seed=3", ("seed=3", "seeds=")),
@@ -288,6 +291,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     (SIDE + "model={root}/classify.pt", ("classify",)),
     (SIDE + "data={root}/corruptval/data.yaml", ("labels/val", LABELS)),
     (SIDE + "data={root}/noval/data.yaml", ("no images for 'val:'", "check that line")),
+    (SIDE + "data={root}/vallabels/data.yaml", ("vallabels", "split val has no labelled object", "split=")),
     (SIDE + "bogus=1", ("'bogus' is not a key", "yolokd cfg")),
     ("val model={student} data={root}/empty.yaml", ("data=.*empty.yaml", "data=path/to/mine.yaml")),
     ("val model={student} data={root}/valclassids/data.yaml imgsz=64", ("labels/val", LABELS)),
@@ -326,6 +330,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     ("report {root}/badjson", ("results.json cannot be read",)),
     ("report {root}/otherschema", ("has schema 99", "reads schema")),
     ("report {root}/listjson", ("has schema None", "reads schema")),
+    ("report {root}/run out={root}/text.pt", ("out=.*text.pt", "is a file", "out=report")),
     ("report {root}/run bogus=1", ("bogus= is no key", "out=FOLDER")),
     ("demo epochs=0", ("epochs=0", "at least 1")),
     ("demo method=none", ("method=[Nn]one", "method=bckd")),
@@ -551,3 +556,19 @@ def test_strange_data_that_can_be_used(name, files, tmp_path, capsys):
     assert all(math.isfinite(row[f"train/{term}_loss"]) and row[f"train/{term}_loss"] > 0 for term in ("dfmsd", "pcd"))
     assert (run / "weights" / "best.pt").is_file()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_folder_for_output_that_the_system_refuses(tmp_path, monkeypatch):
+    """Where permissions promise more than the file system keeps; what was made on the way is taken away."""
+    make = Path.mkdir
+
+    def refuse(path, *args, **kwargs):
+        if path.name == "inner":
+            make(path.parent, parents=True)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"out=.*inner: .*cannot be made \(No space left on device\).*out=report"):
+        check_place(tmp_path / "outer" / "inner", "out", tmp_path / "outer" / "inner", "out=report")
+    assert not list(tmp_path.iterdir())

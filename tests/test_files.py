@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from ultralytics.utils import LOGGER
 
-from yolokd.files import keep_rows, save_whole, whole_checkpoints
+from yolokd.files import PARTIAL, final_names, keep_rows, save_whole, whole_checkpoints
 from yolokd.handover import discard_run, missing_folders, remove_empty
 
 FULL = Path("/dev/full")  # a device that is always full
@@ -45,6 +47,13 @@ def test_checkpoints_are_put_in_their_places_when_all_are_written(tmp_path: Path
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
         ("last.pt", "best.pt", "epoch0.pt"), "new"
     )
+
+
+def test_messages_name_the_places_that_checkpoints_take(tmp_path: Path, said: list[str]) -> None:
+    for used in (True, False):
+        with final_names() if used else nullcontext():
+            LOGGER.info(f"Validating {tmp_path / PARTIAL / 'best.pt'}...")
+    assert said == [f"Validating {tmp_path / 'best.pt'}...", f"Validating {tmp_path / PARTIAL / 'best.pt'}..."]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])

@@ -292,13 +292,14 @@ def test_criterion_and_model_do_not_hold_each_other_as_modules() -> None:
     assert twin.criterion.head is twin.model[-1]
 
 
-def test_autobatch_reads_stride_and_names_of_what_it_profiles() -> None:
+def test_autobatch_reads_stride_names_and_yaml_of_what_it_profiles() -> None:
     from yolokd.preflight import Beside
 
     model, criterion = tiny_criterion("dfmsd")
     beside = Beside(model, criterion)
     assert torch.equal(beside.stride, model.stride)
     assert beside.names == model.names
+    assert beside.yaml == model.yaml  # where it finds the channels of the images
     assert copy.deepcopy(beside).teachers[0] is criterion.links[0].teacher
 
 

@@ -160,6 +160,35 @@ def test_a_validation_set_without_labels_is_said(tmp_path: Path, tiny_teacher: T
     assert any("no labelled validation images at hand" in message for message in said)
 
 
+@pytest.mark.parametrize("ap, keeps", [({"own": 0.5, "teacher": 0.4}, True), ({"own": 0.5, "teacher": 0.6}, False)])
+def test_own_weights_that_are_better_than_every_teacher_come_back(
+    ap: dict[str, float], keeps: bool, tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """A student that a fit has replaced gets its own weights again, and its EMA too; only where it was the best."""
+    student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
+    own = {key: value.clone() for key, value in student.state_dict().items()}
+    others = {teacher.model[0].conv.weight.shape: ap["teacher"], student.model[0].conv.weight.shape: ap["own"]}
+
+    def ap50(model: Any, *_: Any) -> float:
+        weight = model.model[0].conv.weight
+        fitted = weight.shape == own["model.0.conv.weight"].shape and not torch.equal(
+            weight, own["model.0.conv.weight"]
+        )
+        return 0.3 if fitted else others[weight.shape]
+
+    monkeypatch.setattr(preflight, "quick_ap50", ap50)
+    paths = {"model": student, "teacher": teacher}
+    files = {key: str(save_model(model, tmp_path / f"{key}.pt")) for key, model in paths.items()}
+    trainer = prepare(
+        tmp_path / "runs", tiny_data, files["teacher"], model=files["model"], pretrained=True, method="bckd"
+    )
+    assert any("student at the start 0.300, with its own weights 0.500" in message for message in said)
+    assert any("so the student keeps its own weights" in message for message in said) == keeps
+    for model in (trainer.model, trainer.ema.ema):
+        now = model.state_dict()
+        assert all(torch.equal(now[key], value.to(now[key])) for key, value in own.items()) == keeps
+
+
 def state_of_generators() -> tuple[Any, ...]:
     numbers = np.random.get_state()
     return random.getstate(), numbers[1].tolist(), numbers[2:], torch.get_rng_state().tolist()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
 
 from tests.tiny import train, train_plain
 from yolokd import UserError
@@ -276,6 +277,21 @@ def test_a_repeated_run_is_paired_with_the_repeated_plain_run(runs: list[Path], 
     assert arms["pcd #2"]["versus"]["none"]["n"] == 1 and "repeat" not in arms["pcd"]["runs"][0]
     assert arms["pcd #2"]["versus"]["none"]["difference"] == pytest.approx(arms["pcd #2"]["mean"]["ap"])
     assert arms["pcd"]["versus"]["none"]["difference"] == first["pcd"]["versus"]["none"]["difference"]
+
+
+def test_a_run_that_was_cut_off_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    """Its last checkpoint still holds what it would go on with; and a results.csv without a row says nothing."""
+    run = Path(shutil.copytree(runs[1], tmp_path / "run"))
+    args = YAML.load(run / "args.yaml")
+    YAML.save(run / "args.yaml", {**args, "epochs": 3})
+    assert from_runs([run], device="cpu")["arms"][0]["runs"][0]["epochs_done"] == 1  # ended early by itself
+    content = torch.load(run / "weights/last.pt", weights_only=False)
+    torch.save({**content, "optimizer": {"state": {}}, "epoch": 0}, run / "weights/last.pt")
+    with pytest.raises(UserError, match=r"unfinished: 1 of 3 epochs; go on with yolokd train resume model=.*last\.pt"):
+        from_runs([run], device="cpu")
+    (run / "results.csv").write_text("")
+    with pytest.raises(UserError, match=r"its results\.csv holds no epoch"):
+        from_runs([run], device="cpu")
 
 
 def test_folders_without_a_finished_run(tmp_path: Path) -> None:

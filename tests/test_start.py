@@ -24,10 +24,10 @@ from yolokd.students.start import start_from_teacher
 IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
 
 
-def start(student: Any, teachers: list[Any], init: str, at_random: bool) -> bool:
+def start(student: Any, teachers: list[Any], init: str, at_random: bool, freeze: int | list[int] | None = None) -> bool:
     """Start a student and return whether its weights were changed."""
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    args = SimpleNamespace(method="bckd", kd_init=init, kd_class_map=None, classes=None)
+    args = SimpleNamespace(method="bckd", kd_init=init, kd_class_map=None, classes=None, freeze=freeze)
     start_from_teacher(student, teachers, lambda: IMAGES, dict(enumerate(NAMES)), args, at_random)
     return any(not torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
@@ -77,6 +77,33 @@ def test_a_pretrained_student_takes_what_explains_more(said: list[str]) -> None:
     assert re.search(r"its own \d+% \(kd_init=none keeps these\); 8 images", said[-1])
 
 
+@pytest.mark.parametrize("freeze, frozen", [(2, {0, 1}), ([0, 4], {0, 4})])
+def test_frozen_layers_keep_given_weights(freeze: Any, frozen: set[int], said: list[str]) -> None:
+    """What `freeze` names stays to the bit, where it is not random, and the layers behind it are fitted to it."""
+    student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    assert start(student, [teacher], "teacher", False, freeze) and "frozen layers keep theirs" in said[-1]
+    same = {key for key, value in student.state_dict().items() if torch.equal(value, before[key])}
+    weights = {key: int(key.split(".")[1]) for key in before if ".dfl." not in key and key.endswith("conv.weight")}
+    assert {index for key, index in weights.items() if key in same} == frozen
+    assert {key for key in before if int(key.split(".")[1]) in frozen} <= same
+    student.load_state_dict(before)
+    assert start(student, [teacher], "auto", True, freeze)
+    assert not torch.equal(student.model[0].conv.weight, before["model.0.conv.weight"])
+
+
+def test_a_teacher_of_other_classes_does_not_replace_given_weights(said: list[str]) -> None:
+    """However well its outputs can be fitted: they are of another task."""
+    student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
+    teacher.names = {0: "apple", 1: NAMES[1], 2: NAMES[2]}
+    assert not start(student, [teacher], "auto", False)
+    assert said[-1] == (
+        f"distillation: the student keeps its own weights, since the teacher does not know {NAMES[0]} "
+        f"(kd_init=teacher takes weights fitted to it all the same)"
+    )
+    assert start(tiny_model(seed=1), [teacher], "auto", True) and start(student, [teacher], "teacher", False)
+
+
 def test_queries_are_selected() -> None:
     """An RT-DETR student has no grid to be fitted on: random ones take a selection, others stay."""
     student, teacher = (tiny_model("rtdetr-l", seed=seed, trained=False, task=RTDETRDetectionModel) for seed in (1, 2))
@@ -88,7 +115,7 @@ def test_queries_are_selected() -> None:
 def test_without_an_image_weights_are_selected(said: list[str]) -> None:
     student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
     said.clear()  # what the host says of the models
-    args = SimpleNamespace(method="bckd", kd_init="auto", kd_class_map=None, classes=None)
+    args = SimpleNamespace(method="bckd", kd_init="auto", kd_class_map=None, classes=None, freeze=None)
     start_from_teacher(student, [teacher], lambda: torch.zeros(0), dict(enumerate(NAMES)), args, True)
     assert torch.equal(student.model[0].conv.weight, teacher.model[0].conv.weight[::2])
     assert said == ["distillation: the student starts from its teacher's weights, 100% of its own selected"]

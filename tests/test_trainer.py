@@ -36,6 +36,7 @@ from tests.tiny import (
     train_plain,
 )
 from yolokd import DistillationTrainer, config
+from yolokd.arguments import BEGINNING
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
 from yolokd.imagestream import StreamHash
@@ -377,7 +378,9 @@ def test_resume_from_a_checkpoint_that_is_older_than_the_state(copied: Callable[
         at_the_first_step(trainer, look)
 
 
-def test_a_run_of_an_earlier_version_gets_the_defaults_of_newer_keys(copied: Callable[[str], Path]) -> None:
+def test_a_run_of_an_earlier_version_gets_the_defaults_of_newer_keys(
+    copied: Callable[[str], Path], said: list[str]
+) -> None:
     run = copied("yolov8n")
     last = run / "weights" / "last.pt"
     content = torch.load(last, weights_only=False)
@@ -385,6 +388,59 @@ def test_a_run_of_an_earlier_version_gets_the_defaults_of_newer_keys(copied: Cal
     torch.save(content, last)
     args = resume(run).args
     assert args.kd_every == config.DEFAULTS["kd_every"] and args.dfmsd_mask == "random"
+    assert not any("resume keeps" in message for message in said)
+
+
+def test_keys_that_a_resume_does_not_take_are_named(copied: Callable[[str], Path], said: list[str]) -> None:
+    args = resume(copied("yolov8n"), kd_every=3, dfmsd_mask="random", kd_stop=0.5, kd_safe_load=False).args
+    assert (args.kd_every, args.kd_stop, args.kd_safe_load) == (1, 1.0, False)
+    assert [message for message in said if "kd_every" in message and "engine" not in message] == [
+        "WARNING ⚠️ resume keeps the run's own kd_every=1, kd_stop=1.0; start a new run to change that"
+    ]
+
+
+def test_a_run_that_was_copied_goes_on_where_it_lies(interrupted: Callable[[str], Path], tmp_path: Path) -> None:
+    """With its own state; the folder that it was copied from stays as it is, and args.yaml says how it began."""
+    first = interrupted("yolov8n")
+    files = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    run = Path(shutil.copytree(first, tmp_path / "elsewhere"))
+    begun = YAML.load(run / "args.yaml")
+    last = str(run / "weights/last.pt")
+    trainer = DistillationTrainer(overrides={"model": last, "resume": last, "data": None})
+    assert trainer.save_dir == run and {path: path.stat().st_mtime_ns for path in first.rglob("*")} == files
+    now = YAML.load(run / "args.yaml")
+    assert {key: now[key] for key in BEGINNING} == {key: begun[key] for key in BEGINNING}
+    assert begun["model"] == "yolov8n.yaml" and trainer.args.model.endswith("last.pt")
+
+
+def test_files_of_a_run_are_kept_as_whole_paths(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run can be resumed from another folder."""
+    monkeypatch.chdir(tiny_data.parent)
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.setattr(DistillationTrainer, "get_dataset", lambda trainer: {})
+    settings = {"teacher": str(tiny_teacher("yolov8n")), "kd_unlabeled": [str(tmp_path / "pictures"), "rest"]}
+    args = DistillationTrainer(overrides=overrides_for(tmp_path, Path(tiny_data.name), **settings)).args
+    assert args.data == str(tiny_data) and args.kd_unlabeled == [str(tmp_path / "pictures"), "rest"]
+
+
+@pytest.mark.parametrize("event", ["on_train_epoch_start", "on_train_batch_start"])
+def test_a_callback_that_takes_the_clocks_place(
+    event: str, tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    """The host's `set_callback` replaces all that listen to an event; the clock runs on nevertheless."""
+    settings = {"method": "bckd", "teacher": str(tiny_teacher("yolov8n")), "kd_gain": 1.0, "epochs": 2}
+    trainer = DistillationTrainer(overrides=overrides_for(tmp_path, tiny_data, **settings))
+    positions: list[tuple[int, int]] = []
+    trainer.add_callback(
+        "on_train_batch_end", lambda t: positions.append((t.criterion.clock.epoch, t.criterion.clock.step))
+    )
+    trainer.add_callback("on_pretrain_routine_end", lambda t: t.set_callback(event, lambda _: None))
+    trainer.train()
+    steps = len(positions) // 2
+    assert positions == [(epoch, step) for epoch in range(2) for step in range(1, steps + 1)]
+    assert all(row["kd/factor"] > 0 for row in rows(trainer.save_dir))
 
 
 def test_a_finished_run_cannot_be_resumed_and_stays(arm: Callable[[str], Any]) -> None:
@@ -695,6 +751,14 @@ def test_each_optimizer_moves_student_and_adapters(step: Any, name: str) -> None
         assert adapters <= {id(p) for p, m in zip(step.model.parameters(), moved) if m}
     finally:
         step.optimizer = original
+
+
+def test_a_size_as_a_list_is_taken_as_the_host_takes_it(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    """Training has one size: the largest, rounded up to the stride."""
+    trainer = set_up(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n")), method="bckd", imgsz=[40, 60])
+    assert trainer.args.imgsz == 64
 
 
 def test_without_adapters_nothing_is_clipped_and_nothing_is_said() -> None:

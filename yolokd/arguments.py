@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,13 @@ import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict, get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import autocast
 
 from yolokd import config, consistency
 from yolokd.clipping import StepGuard
-from yolokd.clock import start_batch, start_epoch
+from yolokd.clock import CLOCK, start_epoch
 from yolokd.compat import warn_outside
 from yolokd.criterion import DistillationLoss
 from yolokd.defaults import complete
@@ -27,6 +28,19 @@ if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read fr
     _Host = DetectionTrainer
 else:
     _Host = object
+
+
+REST = "rest"  # of kd_unlabeled: a word, though a file may be called so
+FILES = ("data", "kd_unlabeled", "kd_class_map")  # keys that may name files or folders
+BEGINNING = ("model", "pretrained", "optimizer", "lr0", "momentum", "warmup_bias_lr")  # which a resume finds resolved
+
+
+def _located(value: Any) -> Any:
+    """Return the whole path of what is there, and anything else as it is."""
+    if isinstance(value, list):
+        return [_located(item) for item in value]
+    known = isinstance(value, (str, Path)) and value not in {"", REST} and Path(value).exists()
+    return os.path.abspath(value) if known else value
 
 
 class Configured(_Host):
@@ -43,6 +57,7 @@ class Configured(_Host):
 
     args: Any
     teacher_objects: list[nn.Module]
+    _begun: dict[str, Any] | None = None
     new_folders: list[Path]
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None):
@@ -64,7 +79,11 @@ class Configured(_Host):
         if overrides["teacher"] is None:
             del overrides["teacher"]
         overrides.update(config.check(overrides))
+        self._given = {key: value for key, value in overrides.items() if key in config.DEFAULTS}
         overrides = complete(overrides, cfg2dict(cfg), self.kind)
+        for key in FILES:  # a resume may be started elsewhere
+            if (value := {**cfg2dict(cfg), **overrides}.get(key)) is not None:
+                overrides[key] = _located(value)
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **overrides}
             consistency.validate(merged)
@@ -87,13 +106,26 @@ class Configured(_Host):
             self.methods, self.fits = config.terms(self.args.method), self.args.method == "fit"
             self._locate_teachers()
             self._check_precision()
+            if self._begun and RANK in {-1, 0}:  # what the run began with, where the host writes what it goes on with
+                kept = {key: self._begun[key] for key in BEGINNING if key in self._begun}
+                YAML.save(self.save_dir / "args.yaml", {**vars(self.args), **kept})
         except Exception:
             discard_run(self)
             raise
-        if self.methods:
-            for event, callback in (("on_train_epoch_start", start_epoch), ("on_train_batch_start", start_batch)):
-                if callback not in self.callbacks[event]:  # a DDP worker gets the launcher's callbacks
-                    self.add_callback(event, callback)
+        self._wind_clock()
+
+    def _wind_clock(self) -> bool:
+        """Add the clock's callbacks where they are missing, and return whether that of epochs was."""
+        missing = [pair for pair in CLOCK.items() if self.methods and pair[1] not in self.callbacks[pair[0]]]
+        for event, callback in missing:
+            self.add_callback(event, callback)
+        return any(callback is start_epoch for _, callback in missing)
+
+    def _model_train(self) -> None:
+        """Begin an epoch as the host does, with the clock running where `set_callback` has put others in its place."""
+        super()._model_train()
+        if self._wind_clock():
+            start_epoch(self)
 
     def _check_precision(self) -> None:
         """Refuse bfloat16 where the host cannot train in it, which it would find in the first step."""
@@ -117,6 +149,12 @@ class Configured(_Host):
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resume with the checkpoint's own keys; of ours `teacher` may be given anew, and trust must be."""
         super().check_resume({key: value for key, value in overrides.items() if key not in config.DEFAULTS})
+        if self.resume and not overrides.get("save_dir"):
+            folder = Path(self.args.model).absolute().parent.parent
+            if (folder / "args.yaml").is_file():  # a run that was moved or copied goes on where it lies
+                self.args.save_dir = str(folder)
+        if self.resume and (begun := get_save_dir(self.args) / "args.yaml").is_file():
+            self._begun = YAML.load(begun)
         self.new_folders = missing_folders(get_save_dir(self.args))
         if self.resume:
             if "method" not in vars(self.args):
@@ -130,3 +168,9 @@ class Configured(_Host):
             for key, default in config.DEFAULTS.items():
                 if key not in vars(self.args):
                     setattr(self.args, key, default)
+            kept = [key for key, value in self._given.items() if value != getattr(self.args, key)]
+            if kept := [key for key in kept if key not in {"teacher", KEY}]:
+                LOGGER.warning(
+                    f"resume keeps the run's own {', '.join(f'{key}={getattr(self.args, key)}' for key in kept)}; "
+                    f"start a new run to change that"
+                )

@@ -60,3 +60,6 @@ def start_batch(trainer: Any) -> None:
     """Callback at the start of a batch: count it."""
     if trainer.criterion is not None:
         trainer.criterion.clock.step += 1
+
+
+CLOCK = {"on_train_epoch_start": start_epoch, "on_train_batch_start": start_batch}  # callbacks by the host's events

@@ -11,7 +11,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
-from yolokd.files import clear_partial, whole_checkpoints
+from yolokd.files import clear_partial, final_names, whole_checkpoints
 from yolokd.handover import discard_run
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
@@ -108,6 +108,7 @@ class Ending(_Host):
         with ExitStack() as stack:
             with torch_distributed_zero_first(rank):  # on other machines too: they look for copies that are there
                 stack.enter_context(whole_checkpoints(self, main, again=True))
+            stack.enter_context(final_names())
             super().final_eval()
         self.complete = True
         if main:

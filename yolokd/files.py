@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ultralytics.utils import LOGGER
 
 PARTIAL = "partial"  # folder beside the checkpoints for those that are being written
 
@@ -67,6 +69,21 @@ def whole_checkpoints(trainer: Any, main: bool = True, again: bool = False) -> I
         trainer.wdir, trainer.last, trainer.best = folder, last, best
         if main:
             clear_partial(folder)
+
+
+@contextmanager
+def final_names() -> Iterator[None]:
+    """Let the host's messages name checkpoints by the places that they will take."""
+
+    def rename(record: logging.LogRecord) -> bool:
+        record.msg = str(record.msg).replace(f"{os.sep}{PARTIAL}{os.sep}", os.sep)
+        return True
+
+    LOGGER.addFilter(rename)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(rename)
 
 
 def clear_partial(folder: Path) -> None:

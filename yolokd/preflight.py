@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed as dist
 from torch import nn
 from torchvision.ops import box_iou
 from ultralytics.nn.modules.head import OBB, RTDETRDecoder
@@ -148,7 +149,7 @@ def _matched(overlap: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
     return hit
 
 
-def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
+def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, torch.Tensor] | None = None) -> bool:
     """Compare teacher and student on a few validation batches and estimate the cost of a step.
 
     Generators are left as they were found, and so is the student.
@@ -156,14 +157,25 @@ def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
     Args:
         trainer (DistillationTrainer): A trainer that is set up.
         teacher_models (Sequence[nn.Module]): The teachers, not fused.
+        given (Mapping[str, torch.Tensor] | None): The student's own weights where fitted ones have replaced them.
+
+    Returns:
+        (bool): Whether the student is better with its own weights than every teacher, so that it should keep them.
     """
+    keep = False
     with preserved_rng(seed=0):
         batches = _first_batches(trainer)
         if not any(len(batch["cls"]) for batch in batches):
             LOGGER.warning(f"{PREFIX}no labelled validation images at hand; the teacher was not compared")
-            return
+            return False
         names = trainer.data["names"]
         student = quick_ap50(trainer.ema.ema, batches, {i: i for i in names})
+        own, others = student, []
+        if given is not None:
+            before = deepcopy(trainer.ema.ema)
+            before.load_state_dict(given)
+            own = quick_ap50(before, batches, {i: i for i in names})
+            del before
         for position, model in enumerate(teacher_models):
             teacher = trainer.criterion.links[position].teacher
             known = data_classes(match_classes(names, teacher.names, trainer.args.kd_class_map))
@@ -173,11 +185,42 @@ def check_run(trainer: Any, teacher_models: Sequence[Any]) -> None:
             found = quick_ap50(model.to(trainer.device), seen, known)
             label = "teacher" if len(teacher_models) == 1 else f"teacher {position + 1}"
             text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
-            LOGGER.info(f"{text}student at the start {student:.3f}")
-            if found <= student:
+            LOGGER.info(f"{text}student at the start {student:.3f}{f', with its own weights {own:.3f}' * bool(given)}")
+            if found <= max(student, own):
                 LOGGER.warning(f"{PREFIX}the {label} is not better than the student; distillation can hardly help")
+            others.append(found)
+        if given is not None and others and max(others) < own:
+            LOGGER.info(f"{PREFIX}so the student keeps its own weights (kd_init=teacher takes the fitted ones)")
+            keep = True
         if trainer.world_size <= 1:  # methods may wait for the other processes, which are not here
             _tell_cost(trainer, _batch(trainer, 0, trainer.batch_size))
+    return keep
+
+
+def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: bool) -> None:
+    """Put the student's own weights back where the look at the run asked for it, in all processes.
+
+    Args:
+        trainer (DistillationTrainer): A trainer that is set up.
+        given (Mapping[str, torch.Tensor] | None): The student's own weights.
+        keep (bool): What `check_run` returned in the first process; others are told.
+    """
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    decision = [keep]
+    if together:
+        dist.broadcast_object_list(decision, 0)
+    if not decision[0]:
+        return
+    student = unwrap_model(trainer.model)
+    if given is not None:
+        student.load_state_dict(given, strict=False)  # the criterion is not among them
+    if together:
+        for name, value in student.state_dict().items():
+            if not name.startswith("criterion."):
+                dist.broadcast(value, 0)
+    if trainer.ema:
+        now = student.state_dict()
+        trainer.ema.ema.load_state_dict({key: now[key] for key in trainer.ema.ema.state_dict()})
 
 
 def _first_batches(trainer: Any) -> list[dict[str, Any]]:
@@ -230,7 +273,7 @@ class Beside(nn.Module):
     def __init__(self, student: nn.Module, criterion: DistillationLoss):
         """Join the student and the teachers of its criterion."""
         super().__init__()
-        self.student, self.stride, self.names = student, student.stride, student.names
+        self.student, self.stride, self.names, self.yaml = student, student.stride, student.names, student.yaml
         self.teachers = [link.teacher for link in criterion.links]
 
     def forward(self, images: torch.Tensor) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ultralytics.utils import RANK, YAML
+from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from yolokd import config, preflight
@@ -17,7 +18,7 @@ from yolokd.ending import Ending
 from yolokd.errors import UserError
 from yolokd.files import keep_rows, whole_checkpoints
 from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
-from yolokd.pairs.assembly import build_criterion
+from yolokd.pairs.assembly import build_criterion, check_pairs
 from yolokd.rng import preserved_rng
 from yolokd.state import FILE, find_state, forget_adapters, write_state
 from yolokd.students.kinds import check_kind
@@ -94,6 +95,8 @@ class Distilling(Configured, Ending, Feeding):
         super().set_model_attributes()
         if not self.methods and not (self.fits and not self.resume):
             return
+        stride = self._stride()  # the host rounds the size later only
+        self.args.imgsz = check_imgsz(self.args.imgsz, stride=stride, floor=stride, max_dim=1)
         model = unwrap_model(self.model)
         if self.teacher_objects or FOLDER_PREFIX in str(self.args.teacher):
             if RANK in {-1, 0}:
@@ -110,7 +113,9 @@ class Distilling(Configured, Ending, Feeding):
             self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded] if self.methods else []
         if not self.resume:
             models, names = [teacher for teacher, _ in loaded], self.data["names"]
-            start_from_teacher(model, models, self.sample_images, names, self.args, self._random_start)
+            check_pairs(model, teachers, self.methods, self.args)
+            given = start_from_teacher(model, models, self.sample_images, names, self.args, self._random_start)
+            self._given_weights = given if self.methods else None
         if self.fits:
             return
         self.criterion = build_criterion(model, teachers, self.methods, self.args)
@@ -138,8 +143,9 @@ class Distilling(Configured, Ending, Feeding):
             if self.args.compile:
                 student: Any = unwrap_model(self.model)
                 self.criterion.replay_through(student.model[-1])
-            if models := self.__dict__.pop("_preflight_models", None):
-                preflight.check_run(self, models)
+            models, given = self.__dict__.pop("_preflight_models", None), self.__dict__.pop("_given_weights", None)
+            if self.args.kd_preflight and not self.resume:
+                preflight.settle_start(self, given, bool(models) and preflight.check_run(self, models, given))
 
     def get_validator(self) -> Any:
         """Return the host's validator, which knows only the host's keys."""

@@ -158,9 +158,32 @@ def run_folder(args: SimpleNamespace) -> Path:
     from ultralytics.cfg import get_save_dir
 
     folder = get_save_dir(args)
+    check_place(folder, "project", args.project, "project=~/runs")
+    return folder
+
+
+def check_place(folder: Path, key: str, value: Any, example: str) -> None:
+    """Refuse a folder for output that cannot be made or written to.
+
+    Args:
+        folder (Path): The folder to come.
+        key (str): The key that named it.
+        value (Any): Its value.
+        example (str): What may be given instead.
+    """
+    from yolokd.handover import missing_folders, remove_empty
+
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
-        raise UserError(f"project={args.project}: {above} is a file, not a folder; choose another project= or name=")
+        raise UserError(f"{key}={value}: {above} is a file, not a folder; choose another {key}=, i.e. {example}")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"project={args.project}: {above} is not writable; choose another folder, i.e. project=~/runs")
-    return folder
+        raise UserError(f"{key}={value}: {above} is not writable; choose another folder, i.e. {example}")
+    made = missing_folders(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{key}={value}: {folder} cannot be made ({error.strerror or error}); choose another folder, i.e. {example}"
+        ) from error
+    finally:
+        remove_empty(made)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yolokd import trust
+from yolokd.command.inputs import check_place
 from yolokd.compare.plan import (
     DEFAULT_METHODS,
     DEFAULT_SEEDS,
@@ -100,6 +101,7 @@ def compare(
     root = _folder(project, name, plan)
     check_folder(root)
     scan_labels(plan)
+    check_place(root.absolute(), "project", project, "project=~/runs")
     root.mkdir(parents=True, exist_ok=True)
     with locked(root):
         plan = _settle(root, plan)

@@ -26,16 +26,20 @@ def scan_labels(plan: Mapping[str, Any]) -> None:
 
     from yolokd import config
     from yolokd.datasets import data_fault
+    from yolokd.evaluation.evaluate import check_labels
 
     arguments = plan["arguments"]
     with config.quiet():
         description = check_det_dataset(plan["data"])
         shared = {key: arguments[key] for key in ("fraction", "single_cls", "classes", "imgsz") if key in arguments}
-        for mode in ("train", "val"):
+        for mode in dict.fromkeys(("train", "val", plan["split"])):
             cfg: Any = get_cfg(overrides={"task": "detect", "mode": "train", **shared})
+            part = "train" if mode == "train" else "val"
             try:
-                build_yolo_dataset(cfg, description[mode], batch=1, data=description, mode=mode)
+                built: Any = build_yolo_dataset(cfg, description[mode], batch=1, data=description, mode=part)
             except (RuntimeError, ValueError) as error:
                 if fault := data_fault(error, f"data={plan['data']}"):
                     raise fault from error
                 raise
+            if mode == plan["split"]:
+                check_labels(sum(len(label["cls"]) for label in built.labels), plan["data"], mode)

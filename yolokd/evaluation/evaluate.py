@@ -21,7 +21,31 @@ from yolokd.pairs.classes import data_classes, match_classes
 from yolokd.rng import preserved_rng
 from yolokd.trust import open_model
 
-__all__ = ("Evaluation", "bootstrap", "coco_ground_truth", "evaluate", "map_classes", "predict", "score")
+__all__ = (
+    "Evaluation",
+    "bootstrap",
+    "check_labels",
+    "coco_ground_truth",
+    "evaluate",
+    "map_classes",
+    "predict",
+    "score",
+)
+
+
+def check_labels(objects: int, data: str | Path, split: str) -> None:
+    """Refuse a split without any labelled object, where no AP can be computed.
+
+    Args:
+        objects (int): Number of labelled objects.
+        data (str | Path): Dataset yaml.
+        split (str): Its split.
+    """
+    if not objects:
+        raise UserError(
+            f"data={data}: its split {split} has no labelled object, so there is nothing to judge with; label some of "
+            f"its images, or give another split="
+        )
 
 
 def coco_ground_truth(

@@ -32,10 +32,11 @@ def side_by_side(
     Raises:
         UserError: If the split is missing or a model does not fit the data.
     """
-    from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
+    from yolokd.evaluation.evaluate import check_labels, coco_ground_truth, evaluate
 
     single, classes = bool(settings.pop("single_cls", False)), settings.pop("classes", None)
     truth = coco_ground_truth(data, split, single, classes)
+    check_labels(len(truth["annotations"]), data, split)
     rows: list[dict[str, Any]] = []
     for name, weights in models.items():
         found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, **settings).to_dict()

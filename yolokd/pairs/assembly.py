@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolokd import config
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES, build
@@ -96,6 +97,13 @@ def build_criterion(
     )
     criterion.confidence = float(args.kd_unlabeled_confidence)
     return criterion.to(device)
+
+
+def check_pairs(model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any) -> None:
+    """Refuse what `build_criterion` would refuse of each teacher and the methods, without a word and at no cost."""
+    with config.quiet():
+        for teacher in teachers:
+            _link(model, teacher, methods, args)
 
 
 def _class_methods(methods: Sequence[str], args: Any) -> list[str]:

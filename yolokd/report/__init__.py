@@ -78,14 +78,16 @@ def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path
     Raises:
         UserError: If a folder holds no finished run, or the runs cannot be compared.
     """
+    from yolokd.command.inputs import check_place
     from yolokd.results import from_runs
 
     folders = [Path(folder) for folder in run_folders]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give run folders, i.e. runs/detect/train")
-    results = from_runs(folders)
     out = Path(out)
+    check_place(out.absolute(), "out", out, "out=report")
+    results = from_runs(folders)
     if out.resolve() != folders[0].resolve():
         for run in (run for arm in results["arms"] for run in arm["runs"]):
             run["folder"] = str(folders[0].resolve() / run["folder"])  # an absolute one stays as it is

@@ -154,7 +154,7 @@ def _judge(arms: list[dict[str, Any]], pairs: Mapping[str, Any], bootstrapper: B
         for arm in arms:
             if arm["name"] in judged:
                 comparison = judged[arm["name"]]
-                name = CONTROLS.get(arm["method"], arm["name"])
+                name = CONTROLS[arm["method"]] if arm["name"] in CONTROLS else arm["name"]
                 gap = arm["gap_closed"] if control == "none" else None
                 sentence = verdict_sentence(comparison, name, label, gap=gap)
                 arm["versus"][control] = {**asdict(comparison), "sentence": sentence}
@@ -237,7 +237,7 @@ def _checks(arms: list[dict[str, Any]], problems: list[str], notes: list[str]) -
     if result["same_stream"] is None and any(run["metrics"] for run in _runs(arms)):
         notes.append("images not verified: not all runs recorded a hash of the images they saw")
     if result["same_epochs"] is False:
-        problems.append("runs of one seed ended after different numbers of epochs (early stopping)")
+        problems.append("runs of one seed and of the same arguments ended after different numbers of epochs")
     return {**result, "problems": problems, "notes": list(dict.fromkeys(notes))}
 
 

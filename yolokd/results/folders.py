@@ -14,7 +14,7 @@ from yolokd.config import KEYS
 from yolokd.errors import UserError
 from yolokd.records import file_hash, now, read_json, write_json
 from yolokd.results import PREDICTIONS, WEIGHTS, data_summary
-from yolokd.results.run import RECORDED, empty_run
+from yolokd.results.run import RECORDED, curves, empty_run
 from yolokd.trust import KEY as TRUST
 
 # What two runs of a pair may differ in: where and how they ran, and what the comparison is about.
@@ -44,6 +44,8 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     paths = [path for folder in folders for path in _expand(folder.resolve())]
     paths = list(dict.fromkeys(paths))
     args = {path: _arguments(path) for path in paths}
+    for path, own in args.items():
+        _check_finished(path, own)
     data = {_located(str(a["data"])) for a in args.values()}
     views = {json.dumps([a.get("single_cls"), a.get("classes")]) for a in args.values()}
     if len(data) > 1 or len(views) > 1:
@@ -121,6 +123,20 @@ def _arguments(folder: Path) -> dict[str, Any]:
     if not isinstance(args, dict) or not args.get("data"):
         raise UserError(f"{folder}/args.yaml is not that of a training run")
     return args
+
+
+def _check_finished(folder: Path, args: dict[str, Any]) -> None:
+    """Refuse a run that was cut off, whose last checkpoint can go on."""
+    from ultralytics.nn.tasks import load_checkpoint
+
+    done, last = len(curves(folder / "results.csv").get("epoch", [])), folder / "weights" / "last.pt"
+    if not done:
+        raise UserError(f"{folder} is no finished run: its results.csv holds no epoch; leave it out")
+    if done < int(args.get("epochs") or 0) and last.is_file() and load_checkpoint(last)[1].get("optimizer"):
+        raise UserError(
+            f"{folder} is unfinished: {done} of {args['epochs']} epochs; go on with yolokd train resume model={last}, "
+            f"or leave it out"
+        )
 
 
 def _located(value: Any) -> Any:

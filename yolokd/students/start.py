@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from yolokd.errors import UserError
-from yolokd.pairs.classes import learned_names, match_classes
+from yolokd.pairs.classes import learned_names, match_classes, some
 from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import output_layers, same_family, select_weights
 from yolokd.teachers.heads import class_names
@@ -26,12 +26,13 @@ def start_from_teacher(
     names: Mapping[int, str],
     args: Any,
     random: bool,
-) -> None:
+) -> dict[str, torch.Tensor] | None:
     """Let a student start from its teacher's weights where `kd_init` says so, or say why it does not.
 
     Random weights are replaced wherever a teacher is of the student's family. With `kd_init=auto`, others are where the
     fitted weights explain more of the teacher's outputs than the student's own do, whose last layers are fitted for the
-    comparison alone.
+    comparison alone, and the teacher knows all classes that are learned: the features of another task can be fitted
+    well and be of no use. Layers that `freeze` names keep given weights.
 
     Args:
         student (nn.Module): The student.
@@ -41,11 +42,15 @@ def start_from_teacher(
         args (Any): The run's arguments.
         random (bool): Whether the student's weights are random.
 
+    Returns:
+        (dict[str, torch.Tensor] | None): The given weights that `kd_init=auto` has replaced, which the preflight puts
+            back where no teacher is better than they are; None where none were.
+
     Raises:
         UserError: With `kd_init=teacher` or `method=fit` and no teacher of the student's family.
     """
     if args.kd_init == "none":
-        return
+        return None
     teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
     if teacher is None:
         if args.kd_init == "teacher" or args.method == "fit":
@@ -56,22 +61,31 @@ def start_from_teacher(
             )
         if random:
             LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")
-        return
+        return None
     matches, learned = match_classes(names, class_names(teacher), args.kd_class_map), learned_names(names, args.classes)
     classes = {own: other if isinstance(other, int) else other[0] for own, other in matches if own in learned}
+    unknown = {index: name for index, name in learned.items() if index not in classes}
+    if unknown and not random and args.kd_init == "auto":
+        LOGGER.info(
+            f"distillation: the student keeps its own weights, since the teacher does not know {some(unknown)} "
+            f"(kd_init=teacher takes weights fitted to it all the same)"
+        )
+        return None
     begin, last = perf_counter(), output_layers(student)
+    layers = args.freeze if isinstance(args.freeze, list) else range(args.freeze or 0)
+    frozen = () if random else tuple(f"model.{index}." for index in layers)
     seen = images() if last else torch.zeros(0)
     if not len(seen):  # no image can be read, or no grid of outputs is there to be fitted
         if random or args.kd_init == "teacher":
-            share = select_weights(student, teacher, classes)
+            share = _select(student, teacher, classes, frozen)
             LOGGER.info(f"distillation: the student starts from its teacher's weights, {share:.0%} of its own selected")
-        return
+        return None
     LOGGER.info(f"distillation: fitting the student's layers to its teacher's on {len(seen)} images ...")
     device = next(student.parameters()).device
     device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
     other, fitted, seen = deepcopy(teacher).to(device).float(), deepcopy(student).to(device), seen.to(device)
-    select_weights(fitted, other, classes)
-    found = _mean(fit_weights(fitted, other, seen, classes), last)
+    _select(fitted, other, classes, frozen)
+    found = _mean(fit_weights(fitted, other, seen, classes, lambda name: not name.startswith(frozen)), last)
     if not random and args.kd_init == "auto":
         own = _mean(fit_weights(deepcopy(student).to(device), other, seen, classes, last.__contains__), last)
         if own >= found:
@@ -79,16 +93,28 @@ def start_from_teacher(
                 f"distillation: the student keeps its own weights, which explain {own:.0%} of the teacher's outputs "
                 f"({len(seen)} images); weights fitted to the teacher's {found:.0%} (kd_init=teacher takes them)"
             )
-            return
+            return None
         text = f", its own {own:.0%} (kd_init=none keeps these)"
     else:
         text = "" if random else " (kd_init=none keeps its own)"
+    if frozen:
+        text = f", frozen layers keep theirs{text}"
+    given = {key: value.detach().clone() for key, value in student.state_dict().items()}
     student.load_state_dict(fitted.state_dict())
     LOGGER.info(
         f"distillation: the student starts from weights fitted to its teacher, which explain {found:.0%} of the "
         f"teacher's outputs{text or ' (kd_init=none starts from random ones)'}; {len(seen)} images, "
         f"{perf_counter() - begin:.0f} s"
     )
+    return None if random or args.kd_init == "teacher" else given
+
+
+def _select(student: Any, teacher: Any, classes: Mapping[int, int], frozen: tuple[str, ...]) -> float:
+    """Select the teacher's weights, except for layers whose names begin with one of the given words."""
+    kept = {key: value.clone() for key, value in student.state_dict().items() if key.startswith(frozen)}
+    share = select_weights(student, teacher, classes)
+    student.load_state_dict(kept, strict=False)
+    return share
 
 
 def _mean(explained: Mapping[str, float], layers: set[str]) -> float:
