@@ -58,6 +58,8 @@ def main(names: list[str]) -> None:
     """Print the tables of the named settings."""
     for name in names:
         figures = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        if "ap" not in figures:
+            sys.exit(f"{name}.json holds no table of a setting; see docs/cost.md and docs/results-json.md")
         print(f"\n{name}: {figures['what']}\n{figures['command']}\n\n{table(figures)}")
 
 

@@ -260,6 +260,12 @@ def test_runs_with_other_arguments_are_no_pair(runs: list[Path], tmp_path: Path)
     assert "none and pcd are no pairs: they differ in lr0 (0.5, 0.01)" in results["checks"]["notes"]
     arms = by_name(from_runs([other, *runs], device="cpu"))
     assert sorted(arms) == ["none", "none #2", "pcd"] and arms["pcd"]["versus"]["none"]["n"] == 1
+    (other / "args.yaml").write_text(yaml.safe_dump({**args, "epochs": 2}), encoding="utf-8")
+    with open(other / "results.csv", "a", encoding="utf-8") as file:
+        file.write((runs[0] / "results.csv").read_text(encoding="utf-8").splitlines()[-1] + "\n")
+    results = from_runs([other, *runs], device="cpu")
+    assert results["checks"]["same_epochs"] is True and results["budget"]["epochs"] is None
+    assert "the runs have epochs= 2 and 1; only those of equal ones are pairs" in results["checks"]["notes"]
     (other / "args.yaml").write_text(yaml.safe_dump({**args, "data": "elsewhere.yaml"}), encoding="utf-8")
     with pytest.raises(UserError, match="different data"):
         from_runs([other, *runs])

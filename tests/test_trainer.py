@@ -425,9 +425,8 @@ def test_files_of_a_run_are_kept_as_whole_paths(
     assert args.data == str(tiny_data) and args.kd_unlabeled == [str(tmp_path / "pictures"), "rest"]
 
 
-@pytest.mark.parametrize("event", ["on_train_epoch_start", "on_train_batch_start"])
-def test_a_callback_that_takes_the_clocks_place(
-    event: str, tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+def test_callbacks_that_take_the_clocks_place(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
 ) -> None:
     """The host's `set_callback` replaces all that listen to an event; the clock runs on nevertheless."""
     settings = {"method": "bckd", "teacher": str(tiny_teacher("yolov8n")), "kd_gain": 1.0, "epochs": 2}
@@ -436,7 +435,8 @@ def test_a_callback_that_takes_the_clocks_place(
     trainer.add_callback(
         "on_train_batch_end", lambda t: positions.append((t.criterion.clock.epoch, t.criterion.clock.step))
     )
-    trainer.add_callback("on_pretrain_routine_end", lambda t: t.set_callback(event, lambda _: None))
+    for event in ("on_train_epoch_start", "on_train_batch_start"):
+        trainer.add_callback("on_pretrain_routine_end", lambda t, event=event: t.set_callback(event, lambda _: None))
     trainer.train()
     steps = len(positions) // 2
     assert positions == [(epoch, step) for epoch in range(2) for step in range(1, steps + 1)]

@@ -124,6 +124,7 @@ def assemble(
         distilled, plain = (_mean([pair[side]["metrics"]["ap"] for pair in over]) for side in (0, 1))
         arm["gap_closed"] = gap_closed(plain, distilled, (teacher.get("metrics") or {}).get("ap"))
     _judge(arms, pairs, bootstrapper)
+    checks = _checks(arms, list(dict.fromkeys(problems)), [*notes, *_notes(arms, teacher)])  # by what pairs runs
     for arm in arms:
         for run in arm["runs"]:
             run.pop("pairing", None)
@@ -134,7 +135,7 @@ def assemble(
             **head,
             "teacher": teacher,
             "arms": arms,
-            "checks": _checks(arms, list(dict.fromkeys(problems)), [*notes, *_notes(arms, teacher)]),
+            "checks": checks,
         }
     )
 

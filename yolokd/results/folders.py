@@ -85,6 +85,12 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
         arm["runs"].sort(key=lambda run: run["seed"])
     teacher, notes = _teacher(args.values(), truth, split, device)
     notes += _unpaired(ordered)
+    budget = {key: list(dict.fromkeys(own.get(key) for own in args.values())) for key in ("epochs", "imgsz", "batch")}
+    notes += [
+        f"the runs have {key}= {' and '.join(map(str, found))}; only those of equal ones are pairs"
+        for key, found in budget.items()
+        if len(found) > 1
+    ]
     head = {
         "created": now(),
         "environment": {**environment(), "shared_machine": False},
@@ -92,7 +98,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
         "arguments": {key: value for key, value in first.items() if key not in FREE},
         "student": {"path": str(first["model"]), "sha256": None},
         "data": data_summary(description, split, truth),
-        "budget": {key: first.get(key) for key in ("epochs", "imgsz", "batch")},
+        "budget": {key: found[0] if len(found) == 1 else None for key, found in budget.items()},
         "weights": WEIGHTS,
     }
     return head, teacher, ordered, truth, notes
