@@ -160,14 +160,28 @@ def test_a_validation_set_without_labels_is_said(tmp_path: Path, tiny_teacher: T
     assert any("no labelled validation images at hand" in message for message in said)
 
 
-@pytest.mark.parametrize("ap, keeps", [({"own": 0.5, "teacher": 0.4}, True), ({"own": 0.5, "teacher": 0.6}, False)])
-def test_own_weights_that_are_better_than_every_teacher_come_back(
-    ap: dict[str, float], keeps: bool, tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+@pytest.mark.parametrize(
+    "teacher_ap, few, why",
+    [
+        (0.4, 0, "no teacher is better"),
+        (0.6, 100, "fitted ones begin lower, and {steps} steps are few to make up for that"),
+        (0.6, 1, ""),
+    ],
+)
+def test_own_weights_come_back_where_fitted_ones_do_not_pay(
+    teacher_ap: float,
+    few: int,
+    why: str,
+    tmp_path: Path,
+    tiny_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
 ) -> None:
-    """A student that a fit has replaced gets its own weights again, and its EMA too; only where it was the best."""
+    """Where no teacher is better than the student was, or steps are few: for the student and its EMA."""
+    monkeypatch.setattr(preflight, "FEW_STEPS", few)
     student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
     own = {key: value.clone() for key, value in student.state_dict().items()}
-    others = {teacher.model[0].conv.weight.shape: ap["teacher"], student.model[0].conv.weight.shape: ap["own"]}
+    others = {teacher.model[0].conv.weight.shape: teacher_ap, student.model[0].conv.weight.shape: 0.5}
 
     def ap50(model: Any, *_: Any) -> float:
         weight = model.model[0].conv.weight
@@ -183,10 +197,12 @@ def test_own_weights_that_are_better_than_every_teacher_come_back(
         tmp_path / "runs", tiny_data, files["teacher"], model=files["model"], pretrained=True, method="bckd"
     )
     assert any("student at the start 0.300, with its own weights 0.500" in message for message in said)
-    assert any("so the student keeps its own weights" in message for message in said) == keeps
+    kept = [message.split(": ", 2)[2] for message in said if "preflight: " in message and "keeps its own" in message]
+    why = why.format(steps=2 * len(trainer.train_loader))
+    assert kept == ([f"{why} (kd_init=teacher takes the fitted ones)"] if why else [])
     for model in (trainer.model, trainer.ema.ema):
         now = model.state_dict()
-        assert all(torch.equal(now[key], value.to(now[key])) for key, value in own.items()) == keeps
+        assert all(torch.equal(now[key], value.to(now[key])) for key, value in own.items()) == bool(why)
 
 
 def state_of_generators() -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from yolokd.teachers.teacher import Teacher
 
 PREFIX = colorstr("preflight: ")
 QUICK_BATCHES = 4
+FEW_STEPS = 100  # by then students that a fit had set back were ahead (docs/start.md)
 
 
 def check_teachers(model: nn.Module, teachers: Sequence[Teacher], names: Mapping[int, str], args: Any) -> None:
@@ -160,9 +161,10 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
         given (Mapping[str, torch.Tensor] | None): The student's own weights where fitted ones have replaced them.
 
     Returns:
-        (bool): Whether the student is better with its own weights than every teacher, so that it should keep them.
+        (bool): Whether the student should keep its own weights: it is better with them than every teacher, or better
+            than with the fitted ones in a run of few steps.
     """
-    keep = False
+    why = ""
     with preserved_rng(seed=0):
         batches = _first_batches(trainer)
         if not any(len(batch["cls"]) for batch in batches):
@@ -189,12 +191,16 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
             if found <= max(student, own):
                 LOGGER.warning(f"{PREFIX}the {label} is not better than the student; distillation can hardly help")
             others.append(found)
+        steps, why = len(trainer.train_loader) * trainer.epochs, ""
         if given is not None and others and max(others) < own:
-            LOGGER.info(f"{PREFIX}so the student keeps its own weights (kd_init=teacher takes the fitted ones)")
-            keep = True
+            why = "no teacher is better"
+        elif given is not None and student < own and steps < FEW_STEPS:
+            why = f"fitted ones begin lower, and {steps} steps are few to make up for that"
+        if why:
+            LOGGER.info(f"{PREFIX}the student keeps its own weights: {why} (kd_init=teacher takes the fitted ones)")
         if trainer.world_size <= 1:  # methods may wait for the other processes, which are not here
             _tell_cost(trainer, _batch(trainer, 0, trainer.batch_size))
-    return keep
+    return bool(why)
 
 
 def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: bool) -> None:
