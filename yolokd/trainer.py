@@ -113,7 +113,8 @@ class Distilling(Configured, Ending, Feeding):
             self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded] if self.methods else []
         if not self.resume:
             models, names = [teacher for teacher, _ in loaded], self.data["names"]
-            check_pairs(model, teachers, self.methods, self.args)
+            if self.methods:
+                check_pairs(model, teachers, self.methods, self.args)  # before a fit takes its time
             given = start_from_teacher(model, models, self.sample_images, names, self.args, self._random_start)
             self._given_weights = given if self.methods else None
         if self.fits:

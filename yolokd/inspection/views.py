@@ -121,9 +121,8 @@ def samkd_panels(scene: Scene, level: int) -> list[Panel]:
             panels.append(mask_panel(scene, level, mask, what, grid))
     if module.part_gains["logit"]:
         adapted = module.adapters(scene.student.feats)[level]
-        weight = module.region_weight(standardize(adapted), standardize(scene.teacher.feats[level]), attention.exp())[
-            0, 0
-        ]
+        maps = standardize(adapted), standardize(scene.teacher.feats[level])
+        weight = module.region_weight(*maps, attention.exp())[0, 0]
         state = "" if "samkd" in scene.trained else ", untrained"
         panels.append(Panel(f"samkd: weight of the logit part{state}{_within(scene, weight, level)}", numpy(weight)))
     return panels
