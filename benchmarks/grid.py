@@ -113,7 +113,7 @@ def run(setting: str, arm: str, seed: int, files: Path, folder: Path) -> None:
             given[key] = str((files / given[key]).resolve())
     begun = time.time()
     line = [sys.executable, "-m", "yolokd", "train", *(f"{key}={value}" for key, value in given.items())]
-    with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
+    with open(folder.with_name(f"{folder.name}.log"), "w", encoding="utf-8") as log:
         code = subprocess.run(line, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "YOLO_OFFLINE": "true"})
     seconds = time.time() - begun
     if code.returncode:
