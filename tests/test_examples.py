@@ -36,7 +36,7 @@ def test_the_script_leaves_a_student_and_a_checked_onnx_file(
     script = str(EXAMPLES / "distill.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checks, "AUTOINSTALL", False)
-    monkeypatch.setattr(sys, "argv", [script, *"--epochs 1 --imgsz 64 --images 16 --out out".split()])
+    monkeypatch.setattr(sys, "argv", [script, *"--epochs 1 --imgsz 64 --images 40 --out out".split()])
     runpy.run_path(script, run_name="__main__")
     printed = capsys.readouterr().out
     assert re.search(r"AP of the distilled student: \d", printed)
@@ -45,6 +45,7 @@ def test_the_script_leaves_a_student_and_a_checked_onnx_file(
     assert (weights / "best.onnx").is_file()
     assert "method: bckd" in (weights.parent / "args.yaml").read_text(encoding="utf-8")
     last = rows(weights.parent)[-1]  # the host rounds the terms themselves to five digits
+    # from 16 images the student starts as its teacher but for rounding, which gets no gain
     assert last["kd/bckd_cls"] * last["kd/bckd_cls_gain"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing beside its folder
 
