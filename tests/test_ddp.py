@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from yolokd import DistillationTrainer
 from yolokd.clock import start_batch, start_epoch
 from yolokd.errors import UserError
 from yolokd.handover import FOLDER_PREFIX
+from yolokd.preflight import settle_start
 
 Teacher = Callable[[str], Path]
 pytest.importorskip("cloudpickle", reason="the host installs it at the first launch on several devices")
@@ -144,6 +146,12 @@ def work(rank: int, port: int, folder: str) -> None:
         loss.sum().backward()
         seen[f"static {epoch}"] = {"stage": criterion.stage, "gradients": gradients(model)}
         model.zero_grad()
+    trainer: Any = SimpleNamespace(model=wrapped, ema=SimpleNamespace(ema=tiny_model("yolov8n", seed=1)))
+    settle_start(trainer, tiny_model("yolov8n", seed=9).state_dict() if rank == 0 else None, keep=rank == 0)
+    seen["start"] = [
+        trainer.ema.ema.state_dict(),
+        {key: model.state_dict()[key] for key in trainer.ema.ema.state_dict()},
+    ]
     torch.save(seen, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -202,6 +210,13 @@ def test_a_static_graph_bears_the_change_of_stage(both: list[dict[str, Any]]) ->
             assert torch.equal(value, right[f"static {epoch}"]["gradients"][key])
             if key.startswith("criterion.methods.dfmsd.") and "adapters" in key:
                 assert bool(value.any()) == (key.split(".")[3] == str(stage)), (epoch, key)
+
+
+def test_own_weights_come_back_in_all_processes(both: list[dict[str, Any]]) -> None:
+    """The first process alone has looked, and it alone hands them out: to the student and its EMA."""
+    own = tiny_model("yolov8n", seed=9).state_dict()
+    for state in (state for seen in both for state in seen["start"]):
+        assert state.keys() == own.keys() and all(torch.equal(state[key], value) for key, value in own.items())
 
 
 def test_a_teacher_is_not_fine_tuned_by_several_processes(
