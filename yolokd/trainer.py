@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from yolokd.pairs.assembly import build_criterion, check_pairs
 from yolokd.rng import preserved_rng
 from yolokd.state import FILE, find_state, forget_adapters, write_state
 from yolokd.students.kinds import check_kind
+from yolokd.students.new_classes import new_classes
 from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
 from yolokd.students.start import start_from_teacher
@@ -48,6 +50,7 @@ class Distilling(Configured, Ending, Feeding):
     model: Any
     optimizer: Any
     _random_start = False
+    _new_classes: Collection[int] = ()
 
     def train(self) -> Any:
         """Train; a teacher is fine-tuned first where asked, and handed to DDP workers where it is an object."""
@@ -85,6 +88,7 @@ class Distilling(Configured, Ending, Feeding):
                 if cfg is not None:
                     check_kind(cfg, self.kind, str(self.args.model))
                 self._random_start = weights is None and not self.resume
+                self._new_classes = new_classes(weights, self.data["names"])
                 return as_it_is(super().get_model(cfg=cfg, weights=weights, verbose=verbose), cfg, weights, self.data)
         except UserError:
             discard_run(self)
@@ -115,7 +119,8 @@ class Distilling(Configured, Ending, Feeding):
             models, names = [teacher for teacher, _ in loaded], self.data["names"]
             if self.methods:
                 check_pairs(model, teachers, self.methods, self.args)  # before a fit takes its time
-            given = start_from_teacher(model, models, self.sample_images, names, self.args, self._random_start)
+            brought = self._random_start, self._new_classes
+            given = start_from_teacher(model, models, self.sample_images, names, self.args, *brought)
             self._given_weights = given if self.methods else None
         if self.fits:
             return

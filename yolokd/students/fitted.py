@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ def fit_weights(
     images: torch.Tensor,
     classes: Mapping[int, int],
     chosen: Callable[[str], bool] = lambda name: True,
+    partners: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Fit convolutions of a student to the same layers of its teacher, in place.
 
@@ -43,12 +44,14 @@ def fit_weights(
         images (torch.Tensor): Images with shape (B, C, H, W) in [0, 1].
         classes (Mapping[int, int]): The teacher's class for each of the student's that it knows.
         chosen (Callable[[str], bool]): Whether a layer is fitted, by its name.
+        partners (Mapping[str, str] | None): The teacher's layer for each of the student's that has another name there.
 
     Returns:
         (dict[str, float]): For each fitted layer the share of the teacher's variance that it explains on images held
             out, from 1 for all of it down to 0, or below where it is further away than the mean.
     """
     own, theirs = dict(student.named_modules()), dict(teacher.named_modules())
+    theirs |= {name: theirs[other] for name, other in (partners or {}).items()}
     norms = {conv: norm for norm, conv in channel_flow(student).normalises.items()}
     heads = class_layers(student)
     picks: dict[str, torch.Tensor] = {}
@@ -93,7 +96,7 @@ def fit_weights(
 
         return before
 
-    fits = {own[name]: fit(name) for name in watched}
+    fits = [(own[name], fit(name)) for name in watched]
     with torch.no_grad(), raw_outputs(student), _in_pieces(own, norms), _hooks(fits, before=True):
         student(images)
     return explained
@@ -109,10 +112,10 @@ def _alike(module: Any, other: Any) -> bool:
 
 
 @contextmanager
-def _hooks(hooks: Mapping[Any, Callable[..., None]], before: bool = False) -> Iterator[None]:
+def _hooks(hooks: Iterable[tuple[Any, Callable[..., None]]], before: bool = False) -> Iterator[None]:
     handles = [
         module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
-        for module, hook in hooks.items()
+        for module, hook in hooks
     ]
     try:
         yield
@@ -200,7 +203,7 @@ def _targets(
     with torch.no_grad(), raw_outputs(teacher):
         for start in range(0, len(images), CHUNK):
             part = images[start : start + CHUNK]
-            with _hooks({module: note(name, start, len(part)) for name, module in watched.items()}):
+            with _hooks([(module, note(name, start, len(part))) for name, module in watched.items()]):
                 teacher(part)
     return {name: (places[name][:, :rows].unbind(), found[name][:rows]) for name, rows in filled.items() if rows}
 

@@ -119,19 +119,20 @@ def _take(
 
 def class_layers(model: Any) -> set[str]:
     """Return the names of the convolutions whose outputs are class logits; none for a head that is no grid's."""
-    return _last_of(model, "cv3")
+    return set(last_layers(model, "cv3").values())
 
 
 def output_layers(model: Any) -> set[str]:
     """Return the names of the convolutions that give boxes or class logits; none for a head that is no grid's."""
-    return _last_of(model, "cv2") | _last_of(model, "cv3")
+    return {name for tower in ("cv2", "cv3") for name in last_layers(model, tower).values()}
 
 
-def _last_of(model: Any, tower: str) -> set[str]:
+def last_layers(model: Any, tower: str) -> dict[tuple[str, int], str]:
+    """Return the names of the last convolutions of a head's tower, `cv2` or `cv3`, by branch prefix and level."""
     head, place = model.model[-1], f"model.{len(model.model) - 1}"
-    names = set()
+    names = {}
     for prefix in BRANCH_PREFIXES.values() if isinstance(head, Detect) else ():
         for level, layers in enumerate(getattr(head, f"{prefix}{tower}", None) or ()):
             last = [name for name, module in layers.named_modules() if isinstance(module, nn.Conv2d)][-1]
-            names.add(f"{place}.{prefix}{tower}.{level}.{last}")
+            names[prefix, level] = f"{place}.{prefix}{tower}.{level}.{last}"
     return names

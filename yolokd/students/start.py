@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,7 @@ from yolokd.errors import UserError
 from yolokd.pairs.classes import learned_names, match_classes, some
 from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import output_layers, same_family, select_weights
+from yolokd.students.new_classes import fit_classes
 from yolokd.teachers.heads import class_names
 
 LOGGER = logging.getLogger("ultralytics")
@@ -26,13 +27,15 @@ def start_from_teacher(
     names: Mapping[int, str],
     args: Any,
     random: bool,
+    new: Collection[int] = (),
 ) -> dict[str, torch.Tensor] | None:
     """Let a student start from its teacher's weights where `kd_init` says so, or say why it does not.
 
     Random weights are replaced wherever a teacher is of the student's family. With `kd_init=auto`, others are where the
     fitted weights explain more of the teacher's outputs than the student's own do, whose last layers are fitted for the
     comparison alone, and the teacher knows all classes that are learned: the features of another task can be fitted
-    well and be of no use. Layers that `freeze` names keep given weights.
+    well and be of no use. Where given weights stay, class layers that they do not bring are fitted by themselves, to a
+    teacher of any family. Layers that `freeze` names keep given weights.
 
     Args:
         student (nn.Module): The student.
@@ -41,6 +44,7 @@ def start_from_teacher(
         names (Mapping[int, str]): The data's class names.
         args (Any): The run's arguments.
         random (bool): Whether the student's weights are random.
+        new (Collection[int]): Classes whose logits given weights do not have.
 
     Returns:
         (dict[str, torch.Tensor] | None): The given weights that `kd_init=auto` has replaced, which the preflight puts
@@ -51,6 +55,8 @@ def start_from_teacher(
     """
     if args.kd_init == "none":
         return None
+    layers = args.freeze if isinstance(args.freeze, list) else range(args.freeze or 0)
+    frozen = () if random else tuple(f"model.{index}." for index in layers)
     teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
     if teacher is None:
         if args.kd_init == "teacher" or args.method == "fit":
@@ -61,6 +67,8 @@ def start_from_teacher(
             )
         if random:
             LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")
+        else:
+            _fit_new(student, teachers, images, names, args, new, frozen)
         return None
     matches, learned = match_classes(names, class_names(teacher), args.kd_class_map), learned_names(names, args.classes)
     classes = {own: other if isinstance(other, int) else other[0] for own, other in matches if own in learned}
@@ -70,10 +78,9 @@ def start_from_teacher(
             f"distillation: the student keeps its own weights, since the teacher does not know {some(unknown)} "
             f"(kd_init=teacher takes weights fitted to it all the same)"
         )
+        _fit_new(student, teachers, images, names, args, new, frozen)
         return None
     begin, last = perf_counter(), output_layers(student)
-    layers = args.freeze if isinstance(args.freeze, list) else range(args.freeze or 0)
-    frozen = () if random else tuple(f"model.{index}." for index in layers)
     seen = images() if last else torch.zeros(0)
     if not len(seen):  # no image can be read, or no grid of outputs is there to be fitted
         if random or args.kd_init == "teacher":
@@ -81,8 +88,7 @@ def start_from_teacher(
             LOGGER.info(f"distillation: the student starts from its teacher's weights, {share:.0%} of its own selected")
         return None
     LOGGER.info(f"distillation: fitting the student's layers to its teacher's on {len(seen)} images ...")
-    device = next(student.parameters()).device
-    device = torch.device("cpu") if device.type == "mps" else device  # which has no double precision
+    device = _device(student)
     other, fitted, seen = deepcopy(teacher).to(device).float(), deepcopy(student).to(device), seen.to(device)
     _select(fitted, other, classes, frozen)
     found = _mean(fit_weights(fitted, other, seen, classes, lambda name: not name.startswith(frozen)), last)
@@ -93,6 +99,7 @@ def start_from_teacher(
                 f"distillation: the student keeps its own weights, which explain {own:.0%} of the teacher's outputs "
                 f"({len(seen)} images); weights fitted to the teacher's {found:.0%} (kd_init=teacher takes them)"
             )
+            _fit_new(student, [teacher], lambda: seen, names, args, new, frozen)
             return None
         text = f", its own {own:.0%} (kd_init=none keeps these)"
     else:
@@ -107,6 +114,43 @@ def start_from_teacher(
         f"{perf_counter() - begin:.0f} s"
     )
     return None if random or args.kd_init == "teacher" else given
+
+
+def _fit_new(
+    student: Any,
+    teachers: Sequence[Any],
+    images: Callable[[], torch.Tensor],
+    names: Mapping[int, str],
+    args: Any,
+    new: Collection[int],
+    frozen: tuple[str, ...],
+) -> None:
+    """Fit the rows of class layers that given weights do not bring, to the first teacher that has them."""
+    learned = learned_names(names, args.classes).keys() & set(new)
+    device = _device(student)
+    fitted = deepcopy(student).to(device)
+    for teacher in teachers:
+        begin = perf_counter()
+        matches = match_classes(names, class_names(teacher), args.kd_class_map)
+        classes = {own: other if isinstance(other, int) else other[0] for own, other in matches if own in learned}
+        other = deepcopy(teacher).to(device).float()
+        share = fit_classes(
+            fitted, other, lambda: images().to(device), classes, lambda name: not name.startswith(frozen)
+        )
+        if share is not None:
+            student.load_state_dict(fitted.state_dict())
+            LOGGER.info(
+                f"distillation: the student's class layers had nothing for {some({i: names[i] for i in classes})}, and "
+                f"were fitted to the teacher's logits, of which they explain {share:.0%} "
+                f"({perf_counter() - begin:.0f} s; kd_init=none leaves them as they are)"
+            )
+            return
+
+
+def _device(student: Any) -> torch.device:
+    """Return where a fit is computed: at the student, but for Apple's GPUs, which have no double precision."""
+    device = next(student.parameters()).device
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _select(student: Any, teacher: Any, classes: Mapping[int, int], frozen: tuple[str, ...]) -> float:

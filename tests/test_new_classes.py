@@ -1,0 +1,137 @@
+"""Class layers that given weights do not bring are fitted to the teacher's logits, and nothing else is touched."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_model
+from yolokd.outputs import read_output
+from yolokd.students.inherited import class_layers
+from yolokd.students.new_classes import fit_classes, new_classes
+from yolokd.students.start import start_from_teacher
+
+IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
+CLASSES = {index: index for index in range(len(NAMES))}
+DATA = dict(enumerate(NAMES))
+
+
+def logits(model: Any, branch: str = "one2many") -> torch.Tensor:
+    """Return class logits with shape (B, A, K), as a training forward in evaluation mode of the layers gives them."""
+    model.model[-1].training = True
+    try:
+        with torch.no_grad():
+            return read_output(model(IMAGES)).branches[branch].logits
+    finally:
+        model.model[-1].training = False
+
+
+def forgetful(name: str) -> tuple[Any, Any]:
+    """Return a student without its class layers, and a teacher that is what it was before."""
+    teacher = tiny_model(name, seed=1)
+    student = copy.deepcopy(teacher)
+    for layer in class_layers(student):
+        conv = student.get_submodule(layer)
+        nn.init.normal_(conv.weight, std=0.01)
+        nn.init.constant_(conv.bias, -4.0)
+    return student, teacher
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo26n"])
+def test_what_a_student_can_say_it_says(name: str) -> None:
+    """Where the student's features give the teacher's logits exactly, the fit finds them, in each of its branches."""
+    student, teacher = forgetful(name)
+    images = IMAGES.repeat(2, 1, 1, 1)
+    images[8:] = images[8:].flip(-1)
+    assert not torch.allclose(logits(student), logits(teacher), atol=0.5)
+    share = fit_classes(student, teacher, lambda: images, CLASSES)
+    assert share is not None and share > 0.95
+    for branch in ("one2many", "one2one") if name == "yolo26n" else ("one2many",):
+        error = (logits(student, branch) - logits(teacher, branch)).square().mean()
+        assert error < 0.05 * logits(teacher, branch).var()
+
+
+@pytest.mark.parametrize(
+    "own, other", [("yolo11n", "yolov8s"), ("yolov8n", "yolo26n"), ("yolo26n", "yolov8s"), ("yolov8n", "yolov8s-p2")]
+)
+def test_only_the_rows_asked_for_change_across_families(own: str, other: str) -> None:
+    student, teacher = tiny_model(own, seed=1), tiny_model(other, seed=2)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    assert fit_classes(student, teacher, lambda: IMAGES, {0: 1, 2: 0}) is not None
+    changed = {key for key, value in student.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {f"{layer}.{key}" for layer in class_layers(student) for key in ("weight", "bias")}
+    assert all(torch.equal(student.state_dict()[key][1], before[key][1]) for key in changed)
+
+
+def test_a_level_is_paired_by_its_stride() -> None:
+    """The first level of a teacher with P2 is not the student's: its own P3 is, from which the means come."""
+    student, teacher = tiny_model(seed=1), tiny_model("yolov8s-p2", seed=2)
+    fit_classes(student, teacher, lambda: IMAGES, CLASSES)
+    sizes = [(IMGSZ // stride) ** 2 for stride in (4, 8, 16, 32)]
+    theirs = logits(teacher).split(sizes, dim=1)[1]
+    ours = logits(student).split(sizes[1:], dim=1)[0]
+    np.testing.assert_allclose(ours.mean((0, 1)), theirs.mean((0, 1)), atol=0.02)
+
+
+def test_which_classes_are_new() -> None:
+    model = SimpleNamespace(names=DATA)
+    assert new_classes(None, DATA) == {0, 1, 2}
+    assert new_classes(model, DATA) == set()
+    assert new_classes(model, {0: "Circle", 1: "cell", 2: "triangle up"}) == {1}
+    assert new_classes(model, {0: NAMES[1], 1: NAMES[0], 2: NAMES[2]}) == {0, 1}
+    assert new_classes(model, {0: NAMES[0], 1: NAMES[1]}) == {0, 1}
+
+
+def test_nothing_is_fitted_where_nothing_fits() -> None:
+    student = tiny_model(seed=1)
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    gray, teacher = tiny_model(seed=2, channels=1), tiny_model(seed=2)
+    assert fit_classes(student, gray, lambda: IMAGES, CLASSES) is None
+    assert fit_classes(student, teacher, lambda: IMAGES, {}) is None
+    assert fit_classes(student, teacher, lambda: IMAGES[:0], CLASSES) is None
+    assert fit_classes(student, teacher, lambda: IMAGES, CLASSES, lambda name: False) is None
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "init, new, freeze, fitted",
+    [
+        ("auto", {0, 1, 2}, None, True),
+        ("auto", set(), None, False),
+        ("none", {0, 1, 2}, None, False),
+        ("auto", {0}, 24, False),
+    ],
+)
+def test_when_they_are_fitted(init: str, new: set[int], freeze: int | None, fitted: bool, said: list[str]) -> None:
+    """By default, where the given weights lack classes that the teacher of another family knows."""
+    student, teacher = tiny_model("yolo11n", seed=1), tiny_model("yolov8s", seed=2)
+    teacher.names = {0: "apple", 1: NAMES[0], 2: NAMES[2]}
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    args = SimpleNamespace(method="bckd", kd_init=init, kd_class_map=None, classes=None, freeze=freeze)
+    said.clear()
+    assert start_from_teacher(student, [teacher], lambda: IMAGES, DATA, args, False, new) is None
+    changed = [key for key, value in student.state_dict().items() if not torch.equal(value, before[key])]
+    assert bool(changed) == fitted and len(said) == int(fitted)
+    if fitted:
+        assert said[0].startswith(
+            f"distillation: the student's class layers had nothing for {NAMES[0]}, {NAMES[2]}, and were fitted"
+        )
+        assert all(torch.equal(student.state_dict()[key][1], before[key][1]) for key in changed)
+
+
+def test_a_run_begins_with_them(tmp_path: Path, tiny_data: Path, said: list[str]) -> None:
+    """A student of other classes has nothing to say about the data's, until its layers are fitted."""
+    teacher = save_model(tiny_model("yolov8s", seed=2), tmp_path / "teacher.pt")
+    model = save_model(tiny_model("yolo11n", names=("cat", "dog"), seed=1), tmp_path / "student.pt")
+    options = {"model": str(model), "teacher": str(teacher), "method": "bckd"}
+    trainer = set_up(tmp_path, tiny_data, **options)
+    assert any("were fitted to the teacher's logits" in message for message in said)
+    named = {name: value for name, value in trainer.ema.ema.named_parameters() if name.endswith("cv3.0.2.weight")}
+    assert named and all(torch.equal(value, trainer.model.state_dict()[name]) for name, value in named.items())
