@@ -127,6 +127,8 @@ def _fit_new(
 ) -> None:
     """Fit the rows of class layers that given weights do not bring, to the first teacher that has them."""
     learned = learned_names(names, args.classes).keys() & set(new)
+    if not learned:
+        return
     device = _device(student)
     fitted = deepcopy(student).to(device)
     for teacher in teachers:
