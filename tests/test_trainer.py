@@ -228,6 +228,7 @@ def interrupted(
                 epochs=4,
                 save_period=1,
                 optimizer="MuSGD" if family == "yolo26n" else "SGD",
+                freeze=16 if family == "yolo26n" else None,  # MuSGD takes long on some processors
                 dfmsd_mask="random",
                 dfmsd_stages=STAGES[family],
             )
