@@ -70,8 +70,8 @@ def start_from_teacher(
         else:
             _fit_new(student, teachers, images, names, args, new, frozen)
         return None
-    matches, learned = match_classes(names, class_names(teacher), args.kd_class_map), learned_names(names, args.classes)
-    classes = {own: other if isinstance(other, int) else other[0] for own, other in matches if own in learned}
+    learned = learned_names(names, args.classes)
+    classes = _known(teacher, names, learned, args)
     unknown = {index: name for index, name in learned.items() if index not in classes}
     if unknown and not random and args.kd_init == "auto":
         LOGGER.info(
@@ -133,8 +133,7 @@ def _fit_new(
     fitted = deepcopy(student).to(device)
     for teacher in teachers:
         begin = perf_counter()
-        matches = match_classes(names, class_names(teacher), args.kd_class_map)
-        classes = {own: other if isinstance(other, int) else other[0] for own, other in matches if own in learned}
+        classes = _known(teacher, names, learned, args)
         other = deepcopy(teacher).to(device).float()
         share = fit_classes(
             fitted, other, lambda: images().to(device), classes, lambda name: not name.startswith(frozen)
@@ -147,6 +146,12 @@ def _fit_new(
                 f"({perf_counter() - begin:.0f} s; kd_init=none leaves them as they are)"
             )
             return
+
+
+def _known(teacher: Any, names: Mapping[int, str], wanted: Collection[int], args: Any) -> dict[int, int]:
+    """Return the teacher's class, the first where there are several, for each of the wanted ones that it knows."""
+    matches = match_classes(names, class_names(teacher), args.kd_class_map)
+    return {own: other if isinstance(other, int) else other[0] for own, other in matches if own in wanted}
 
 
 def _device(student: Any) -> torch.device:
