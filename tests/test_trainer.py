@@ -999,9 +999,17 @@ MISTAKES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     ),
     "two teacher objects of which one is untrained": (
         lambda folder: {"teacher": [tiny_model(), tiny_model(trained=False)], "kd_preflight": True, "method": "dfmsd"},
-        "was never trained",
+        ": teacher 2 was never trained",
     ),
     "other classes": (lambda folder: {"teacher": tiny_model(names=("dog", "cat"))}, "knows none of the data's classes"),
+    "two teachers of which one has other classes": (
+        lambda folder: {
+            "teacher": [tiny_model(), tiny_model(names=("dog", "cat"))],
+            "method": "pcd",
+            "kd_teachers": "together",
+        },
+        r"^teacher 2 of 2: method=pcd .*knows none of the data's classes",
+    ),
     "a frozen neck": (lambda folder: {"teacher": tiny_model(), "freeze": 22}, "leaves no gradient at the neck"),
     "an object to be fine-tuned": (
         lambda folder: {"teacher": tiny_model(), "teacher_epochs": 1},

@@ -44,26 +44,31 @@ def check_teachers(model: nn.Module, teachers: Sequence[Teacher], names: Mapping
         UserError: If a teacher was never trained.
     """
     student = sum(p.numel() for p in model.parameters())
-    for teacher in teachers:
+    for position, teacher in enumerate(teachers):
+        label = _label(position, teachers)
         if teacher.untrained:
+            which = f"teacher={args.teacher}" + (f": {label}" if len(teachers) > 1 else "")
             raise UserError(
-                f"teacher={args.teacher} was never trained (its batch normalisation holds initial values). Give "
-                f"trained weights, add teacher_epochs=20 to train it on the data first, or kd_preflight=False to go on "
-                f"anyway"
+                f"{which} was never trained (its batch normalisation holds initial values). Give trained weights, add "
+                f"teacher_epochs=20 to train it on the data first, or kd_preflight=False to go on anyway"
             )
         if teacher.parameters < student:
             LOGGER.warning(
-                f"{PREFIX}the teacher ({teacher.parameters / 1e6:.1f} M parameters) is smaller than the student "
+                f"{PREFIX}{label} ({teacher.parameters / 1e6:.1f} M parameters) is smaller than the student "
                 f"({student / 1e6:.1f} M); a larger one usually teaches more"
             )
         matched = match_classes(names, teacher.names, args.kd_class_map)
         if not matched:
             LOGGER.warning(
-                f"{PREFIX}the teacher knows none of the data's classes by name; its feature maps are of another task. "
+                f"{PREFIX}{label} knows none of the data's classes by name; its feature maps are of another task. "
                 f"teacher_epochs=20 would fine-tune it on the data first"
             )
         else:
-            LOGGER.info(f"{PREFIX}teacher knows {len(matched)} of the data's {len(names)} classes")
+            LOGGER.info(f"{PREFIX}{label} knows {len(matched)} of the data's {len(names)} classes")
+
+
+def _label(position: int, teachers: Sequence[Any]) -> str:
+    return "teacher" if len(teachers) == 1 else f"teacher {position + 1}"
 
 
 def quick_ap50(model: nn.Module, batches: Sequence[dict[str, Any]], classes: Mapping[int, int]) -> float:
@@ -185,11 +190,11 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
                 continue
             seen = [{**batch, "img": teacher.sight(batch["img"])} for batch in batches]
             found = quick_ap50(model.to(trainer.device), seen, known)
-            label = "teacher" if len(teacher_models) == 1 else f"teacher {position + 1}"
+            label = _label(position, teacher_models)
             text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
             LOGGER.info(f"{text}student at the start {student:.3f}{f', with its own weights {own:.3f}' * bool(given)}")
             if found <= max(student, own):
-                LOGGER.warning(f"{PREFIX}the {label} is not better than the student; distillation can hardly help")
+                LOGGER.warning(f"{PREFIX}{label} is not better than the student; distillation can hardly help")
             others.append(found)
         steps, why = len(trainer.train_loader) * trainer.epochs, ""
         if given is not None and others and max(others) < own:

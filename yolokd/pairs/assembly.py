@@ -102,8 +102,13 @@ def build_criterion(
 def check_pairs(model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any) -> None:
     """Refuse what `build_criterion` would refuse of each teacher and the methods, without a word and at no cost."""
     with config.quiet():
-        for teacher in teachers:
-            _link(model, teacher, methods, args)
+        for number, teacher in enumerate(teachers, start=1):
+            try:
+                _link(model, teacher, methods, args)
+            except UserError as error:
+                if len(teachers) == 1:
+                    raise
+                raise UserError(f"teacher {number} of {len(teachers)}: {error}") from error
 
 
 def _class_methods(methods: Sequence[str], args: Any) -> list[str]:
