@@ -12,10 +12,10 @@ import torch
 
 from tests.tiny import overrides_for
 from yolokd import cli
-from yolokd.costs.memory import peak_bytes
 from yolokd.costs.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, _arms, profile, steps_peak, text
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio
+from yolokd.memory import peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -114,7 +114,6 @@ class Distilling(Configured, Ending, Feeding):
         teachers = [Teacher(teacher, identity) for teacher, identity in loaded]
         if check:
             preflight.check_teachers(model, teachers, self.data["names"], self.args)
-            self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded] if self.methods else []
         if not self.resume:
             models, names = [teacher for teacher, _ in loaded], self.data["names"]
             if self.methods:
@@ -124,6 +123,8 @@ class Distilling(Configured, Ending, Feeding):
             self._given_weights = given if self.methods else None
         if self.fits:
             return
+        if check:
+            self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded]
         self.criterion = build_criterion(model, teachers, self.methods, self.args)
         put_on(model, self.criterion)
 

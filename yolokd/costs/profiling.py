@@ -16,10 +16,10 @@ import torch
 
 from yolokd import config
 from yolokd.columns import aligned
-from yolokd.costs.memory import peak_bytes
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio, seconds
 from yolokd.errors import UserError
+from yolokd.memory import peak_bytes
 from yolokd.trust import KEY, loading
 
 PLAIN, BUILT_IN, OURS = "plain training", "built-in distillation", "this run"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from ultralytics.nn.modules.conv import Conv
 
+from yolokd.memory import give_back
 from yolokd.students.channels import channel_flow, evenly, is_depthwise, raw_outputs
 from yolokd.students.inherited import class_layers
 
@@ -74,6 +75,7 @@ def fit_weights(
         def before(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             if name not in targets:  # a layer that is passed more than once
                 return
+            give_back()  # what layers before have freed lies in pieces, and adds up
             places, target = targets.pop(name)
             target = target.to(images.dtype)
             values = _patches(inputs[0], module, places)
@@ -99,6 +101,7 @@ def fit_weights(
     fits = [(own[name], fit(name)) for name in watched]
     with torch.no_grad(), raw_outputs(student), _in_pieces(own, norms), _hooks(fits, before=True):
         student(images)
+    give_back()
     return explained
 
 

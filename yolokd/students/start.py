@@ -39,7 +39,8 @@ def start_from_teacher(
 
     Args:
         student (nn.Module): The student.
-        teachers (Sequence[nn.Module]): Teachers, not fused; the first one of the student's family is taken.
+        teachers (Sequence[nn.Module]): Teachers in float32, not fused, which are moved to where a fit is computed; the
+            first one of the student's family is taken.
         images (Callable[[], torch.Tensor]): Returns images of the data with shape (B, C, H, W) in [0, 1].
         names (Mapping[int, str]): The data's class names.
         args (Any): The run's arguments.
@@ -89,7 +90,7 @@ def start_from_teacher(
         return None
     LOGGER.info(f"distillation: fitting the student's layers to its teacher's on {len(seen)} images ...")
     device = _device(student)
-    other, fitted, seen = deepcopy(teacher).to(device).float(), deepcopy(student).to(device), seen.to(device)
+    other, fitted, seen = teacher.to(device), deepcopy(student).to(device), seen.to(device)
     _select(fitted, other, classes, frozen)
     found = _mean(fit_weights(fitted, other, seen, classes, lambda name: not name.startswith(frozen)), last)
     if not random and args.kd_init == "auto":
@@ -134,7 +135,7 @@ def _fit_new(
     for teacher in teachers:
         begin = perf_counter()
         classes = _known(teacher, names, learned, args)
-        other = deepcopy(teacher).to(device).float()
+        other = teacher.to(device)
         share = fit_classes(
             fitted, other, lambda: images().to(device), classes, lambda name: not name.startswith(frozen)
         )

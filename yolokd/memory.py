@@ -1,9 +1,12 @@
-"""How much memory a process has used at most."""
+"""What memory a process has used at most, and how it is given back."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,3 +27,18 @@ def peak_bytes(device: torch.device) -> int:
 
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def give_back() -> None:
+    """Return freed memory that the C library keeps for later to the system; nothing where it cannot be asked to."""
+    trim = _trim()
+    if trim:
+        trim(0)
+
+
+@cache
+def _trim() -> Any:
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library, i.e. musl
+        return None
