@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from ultralytics.nn.tasks import DetectionModel
 
 from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_model
 from yolokd.outputs import read_output
@@ -80,13 +81,31 @@ def test_a_level_is_paired_by_its_stride() -> None:
     np.testing.assert_allclose(ours.mean((0, 1)), theirs.mean((0, 1)), atol=0.02)
 
 
-def test_which_classes_are_new() -> None:
-    model = SimpleNamespace(names=DATA)
-    assert new_classes(None, DATA) == {0, 1, 2}
-    assert new_classes(model, DATA) == set()
-    assert new_classes(model, {0: "Circle", 1: "cell", 2: "triangle up"}) == {1}
-    assert new_classes(model, {0: NAMES[1], 1: NAMES[0], 2: NAMES[2]}) == {0, 1}
-    assert new_classes(model, {0: NAMES[0], 1: NAMES[1]}) == {0, 1}
+def given_to(names: tuple[str, ...], weights: Any, by_name: bool = True) -> set[int]:
+    """Return the new classes of a student that the host builds for names and gives weights to."""
+    data = dict(enumerate(names))
+    student = DetectionModel(copy.deepcopy(weights.yaml), nc=len(names), verbose=False)
+    if by_name:
+        student.names = data
+    student.load(weights, verbose=False)
+    return new_classes(student, weights, dict(weights.names), data)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+def test_which_classes_are_new(name: str) -> None:
+    """Rows of the same name are no news, in whatever place and number; the host copies them by name or by index."""
+    weights, (first, second, third) = tiny_model(name, seed=1), NAMES
+    assert new_classes(weights, None, {}, DATA) == {0, 1, 2}
+    assert given_to(NAMES, weights) == given_to(NAMES, weights, by_name=False) == set()
+    assert given_to((second, first, third), weights) == set()
+    assert given_to((second, first, third), weights, by_name=False) == {0, 1}
+    assert given_to((third, "cell"), weights) == {1}
+    assert given_to((third, "cell"), weights, by_name=False) == {0, 1}
+    assert given_to((first, "cell", third), weights) == given_to((first, "cell", third), weights, False) == {1}
+
+
+def test_weights_of_other_layers_bring_no_class() -> None:
+    assert new_classes(tiny_model("yolo11n"), tiny_model("yolo26n"), DATA, DATA) == {0, 1, 2}
 
 
 def test_nothing_is_fitted_where_nothing_fits() -> None:
@@ -124,6 +143,17 @@ def test_when_they_are_fitted(init: str, new: set[int], freeze: int | None, fitt
             f"distillation: the student's class layers had nothing for {NAMES[0]}, {NAMES[2]}, and were fitted"
         )
         assert all(torch.equal(student.state_dict()[key][1], before[key][1]) for key in changed)
+
+
+def test_rows_that_the_host_takes_over_by_name_stay(tmp_path: Path, tiny_data: Path, said: list[str]) -> None:
+    teacher = save_model(tiny_model("yolov8s", seed=2), tmp_path / "teacher.pt")
+    given = tiny_model("yolo11n", names=(NAMES[2], "dog", NAMES[0], NAMES[1]), seed=1)
+    model = save_model(given, tmp_path / "student.pt")
+    trainer = set_up(tmp_path, tiny_data, model=str(model), teacher=str(teacher), method="bckd")
+    assert not any("were fitted to the teacher's logits" in message for message in said)
+    for layer in class_layers(given):
+        row = given.get_submodule(layer).weight[[2, 3, 0]]
+        assert torch.equal(trainer.model.get_submodule(layer).weight.cpu(), row)
 
 
 def test_a_run_begins_with_them(tmp_path: Path, tiny_data: Path, said: list[str]) -> None:

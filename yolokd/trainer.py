@@ -27,6 +27,7 @@ from yolokd.students.new_classes import new_classes
 from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
 from yolokd.students.start import start_from_teacher
+from yolokd.teachers.heads import class_names
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.teachers.teacher_run import fine_tune
 from yolokd.trust import inspect_file, inspect_start, loading
@@ -59,7 +60,7 @@ class Distilling(Configured, Ending, Feeding):
                 if RANK != -1:
                     raise UserError(
                         f"teacher_epochs={self.args.teacher_epochs} fine-tunes the teacher in one process; torchrun "
-                        f"has started several; fine-tune it first, i.e. yolo train model={self.args.teacher} "
+                        f"has started several; fine-tune it first, e.g. yolo train model={self.args.teacher} "
                         f"data={self.args.data} epochs={self.args.teacher_epochs}, and give its best.pt as teacher="
                     )
                 with preserved_rng(), loading(self.args.kd_safe_load):
@@ -88,8 +89,11 @@ class Distilling(Configured, Ending, Feeding):
                 if cfg is not None:
                     check_kind(cfg, self.kind, str(self.args.model))
                 self._random_start = weights is None and not self.resume
-                self._new_classes = new_classes(weights, self.data["names"])
-                return as_it_is(super().get_model(cfg=cfg, weights=weights, verbose=verbose), cfg, weights, self.data)
+                known = {} if weights is None else class_names(weights)
+                built = super().get_model(cfg=cfg, weights=weights, verbose=verbose)
+                student = as_it_is(built, cfg, weights, self.data)
+                self._new_classes = new_classes(student, weights, known, self.data["names"])
+                return student
         except UserError:
             discard_run(self)
             raise

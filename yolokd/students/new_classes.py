@@ -6,31 +6,44 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from yolokd.pairs.classes import match_classes
 from yolokd.students.fitted import fit_weights
-from yolokd.students.inherited import last_layers
+from yolokd.students.inherited import class_layers, last_layers
 from yolokd.teachers.heads import class_names
 from yolokd.teachers.neck import input_channels
 
 
-def new_classes(weights: Any, names: Mapping[int, str]) -> set[int]:
-    """Return the classes whose logits a model of given weights does not have.
+def new_classes(student: Any, weights: Any, known: Mapping[int, str], names: Mapping[int, str]) -> set[int]:
+    """Return the classes whose logits a student did not get from given weights.
+
+    Compared are the rows of the class layers, since the host copies them by name or by index, as its releases and its
+    `cls_remap` have it, or not at all.
 
     Args:
-        weights (nn.Module | None): The model that the weights are taken from; None for random weights.
+        student (nn.Module): The student that the host has built and given weights to.
+        weights (nn.Module | None): The model that they were taken from; None for random weights.
+        known (Mapping[int, str]): The class names that it had.
         names (Mapping[int, str]): The data's class names.
 
     Returns:
-        (set[int]): The data's class indices: all of them where the model has another number of classes, since its class
-            layers are not taken then; otherwise those that it has under another index or not at all.
+        (set[int]): The data's class indices without those whose rows are the given ones of their name in all layers.
     """
     if weights is None:
         return set(names)
-    known = class_names(weights)
-    if len(known) != len(names):
-        return set(names)
-    return set(names) - {own for own, other in match_classes(names, known, None) if own == other}
+    mine, given = dict(student.named_modules()), dict(weights.named_modules())
+    pairs = [(mine[name], given.get(name)) for name in class_layers(student)]
+    same = {own: other for own, other in match_classes(names, known) if isinstance(other, int)}
+    return {own for own in names if own not in same or not all(_same_row(*pair, own, same[own]) for pair in pairs)}
+
+
+def _same_row(layer: Any, given: Any, own: int, other: int) -> bool:
+    """Return whether a class layer's row is a given layer's."""
+    if not isinstance(given, nn.Conv2d) or given.weight.shape[1:] != layer.weight.shape[1:]:
+        return False
+    rows = layer.weight[own], given.weight[other].to(layer.weight)
+    return bool(torch.equal(*rows))
 
 
 def fit_classes(
