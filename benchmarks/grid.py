@@ -2,7 +2,7 @@
 
     python benchmarks/grid.py bccd-all-labels files=FOLDER arms="none;ultralytics;default kd_share=2" seeds=0-4
 
-FOLDER holds what the setting names (SETTINGS), i.e. `bccd/data.yaml` and `yolov8n_dq.pt`. Each run is a process of its
+FOLDER holds what the setting names (SETTINGS), e.g. `bccd/data.yaml` and `yolov8n_dq.pt`. Each run is a process of its
 own in `runs=` and is skipped once it is done, so several of these commands can share the work. What is there then is
 written to benchmarks/results/SETTING.json, from which benchmarks/tables.py makes the tables.
 """
@@ -86,7 +86,7 @@ FILES = ("data", "model", "teacher")
 
 
 def words(setting: str, arm: str) -> dict[str, str]:
-    """Return the arguments of an arm: its method (none where `default`), and what follows it, i.e. `pcd kd_share=1`."""
+    """Return the arguments of an arm: its method (none where `default`), and what follows it, e.g. `pcd kd_share=1`."""
     method, *more = arm.split()
     given = {key: str(value) for key, value in SETTINGS[setting][1].items()}
     if method != "default":

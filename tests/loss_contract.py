@@ -124,7 +124,7 @@ def tensors(taps: Taps) -> dict[str, list[torch.Tensor]]:
 
 
 def leaves(taps: Taps, requires_grad: bool = True, **to: Any) -> Taps:
-    """Return the same taps on fresh leaves, with `Tensor.to` applied, i.e. dtype=..."""
+    """Return the same taps on fresh leaves, with `Tensor.to` applied, e.g. dtype=..."""
 
     def leaf(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor.detach().to(**to).clone().requires_grad_(requires_grad)

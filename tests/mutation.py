@@ -103,7 +103,7 @@ def draw(folder: Path, subjects: Iterable[str], sample: int, seed: int) -> dict[
 def main(words: list[str]) -> int:
     """Print a row for each file and the survivors; return 1 where fewer than the wanted share was killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subjects", nargs="*", help="patterns of mutants, i.e. yolokd.losses.cwd.*; all without")
+    parser.add_argument("subjects", nargs="*", help="patterns of mutants, e.g. yolokd.losses.cwd.*; all without")
     parser.add_argument("--sample", type=int, default=20, help="mutants per file, 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--wanted", type=float, default=85, help="percentage of all mutants that must be killed")

@@ -71,7 +71,7 @@ def rtdetr_yaml(folder: Path) -> Path:
 
 
 def task_model(name: str, task: str, seed: int = 0) -> Any:
-    """Return a model of a task, i.e. `task_model("yolov8n", "segment")`, with lively statistics."""
+    """Return a model of a task, e.g. `task_model("yolov8n", "segment")`, with lively statistics."""
     if task == "rtdetr":
         return deepcopy(_rtdetr(seed))
     model = tiny_model(f"{name}{SUFFIX[task]}", seed=seed, task=MODELS[task])

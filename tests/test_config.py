@@ -94,7 +94,7 @@ def test_a_wrong_value_is_refused_with_key_value_and_example(name, value):
     text = str(error.value)
     assert text.startswith(f"{name}={value}"[:60]) and "\n" not in text
     if name != "method":
-        assert f"i.e. {name}={config.KEYS[name].example}" in text
+        assert f"e.g. {name}={config.KEYS[name].example}" in text
 
 
 @pytest.mark.parametrize("key", config.KEYS.values(), ids=list(config.KEYS))

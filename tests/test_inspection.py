@@ -410,7 +410,7 @@ def test_mistakes_are_said_in_words_and_leave_no_folder(given: SimpleNamespace, 
 
 
 def test_a_folder_and_a_file_that_is_no_image_are_refused(given: SimpleNamespace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; give one image, i\.e\. source=.*image\.png"):
+    with pytest.raises(UserError, match=r"is a folder; give one image, e\.g\. source=.*image\.png"):
         inspect(given.student, given.teacher, source=given.folder)
     text = tmp_path / "notes.txt"
     text.write_text("no image")

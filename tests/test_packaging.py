@@ -54,7 +54,7 @@ def project_files() -> list[Path]:
     )
     if done.returncode == 0:
         paths = [ROOT / line for line in done.stdout.splitlines()]
-    else:  # not a clone, i.e. an unpacked archive
+    else:  # not a clone, e.g. an unpacked archive
         paths = [path for path in ROOT.rglob("*") if not SKIPPED & set(path.relative_to(ROOT).parts)]
     return [path for path in paths if path.is_file() and path.suffix in TEXT]
 

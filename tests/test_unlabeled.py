@@ -287,7 +287,7 @@ def test_labelled_and_validation_images_are_left_out_and_that_is_said(
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("nowhere/at/all", ["kd_unlabeled=nowhere/at/all", "there is no", "i.e. kd_unlabeled=path/to/images"]),
+        ("nowhere/at/all", ["kd_unlabeled=nowhere/at/all", "there is no", "e.g. kd_unlabeled=path/to/images"]),
         ("EMPTY", ["no images in it"]),
         ("TRAIN", ["no image is left", "8 are labelled training images"]),
         ("VAL", ["no image is left", "4 are validation or test images"]),

@@ -89,11 +89,11 @@ class Configured(_Host):
             consistency.validate(merged)
             if self.teacher_objects and merged["teacher_epochs"]:
                 raise UserError(
-                    "teacher_epochs= fine-tunes weights from a file, i.e. teacher=yolov8x.pt; give the file"
+                    "teacher_epochs= fine-tunes weights from a file, e.g. teacher=yolov8x.pt; give the file"
                 )
             if config.methods(merged["method"]) == ("ultralytics",):
                 if self.teacher_objects:
-                    raise UserError("method=ultralytics takes its teacher as a weights file, i.e. teacher=yolov8x.pt")
+                    raise UserError("method=ultralytics takes its teacher as a weights file, e.g. teacher=yolov8x.pt")
                 overrides["distill_model"] = merged.get("distill_model") or as_list(merged["teacher"])[0]
         self._norms: dict[str, torch.Tensor] = {}
         self._val_terms = False

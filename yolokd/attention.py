@@ -98,7 +98,7 @@ def quantile_mask(
     """Return a mask that is 0 on exactly round(ratio * n) of an image's n entries and 1 elsewhere.
 
     Args:
-        attention (torch.Tensor): Attention or its logarithm with shape (B, ...), i.e. (B, 1, H, W) or (B, C, 1, 1).
+        attention (torch.Tensor): Attention or its logarithm with shape (B, ...), e.g. (B, 1, H, W) or (B, C, 1, 1).
         ratio (float): Share of entries to mask in each image, in [0, 1].
         direction (Direction): Mask the `high` or the `low` entries (the first ones among equals), or `random` ones.
         generator (torch.Generator, optional): CPU generator that `random` draws from.

@@ -47,12 +47,12 @@ def run_export(words: list[str]) -> int:
     safe = trust.take(given)
     check_host_keys(given, known, "export", KEYS)
     if given.get("model") is None:
-        raise UserError("export needs a model, i.e. yolokd export model=runs/detect/train/weights/best.pt format=onnx")
+        raise UserError("export needs a model, e.g. yolokd export model=runs/detect/train/weights/best.pt format=onnx")
     if "format" not in given:
         given["format"] = "torchscript"
         LOGGER.warning("'format' argument is missing. Using default 'format=torchscript'.")
     if not isinstance(given["format"], str):
-        raise UserError(f"format={given['format']} is not valid: it must be a name, i.e. format=onnx")
+        raise UserError(f"format={given['format']} is not valid: it must be a name, e.g. format=onnx")
     with trust.loading(safe):
         model = load_model(inputs.weights("model", given.pop("model"), trained=False), given.pop("task", None))
     given.pop("mode", None)
@@ -161,7 +161,7 @@ def help_text() -> str:
     modes = "\n".join(f"  {name:<10} {mode.text}" for name, mode in MODES.items())
     return (
         f"yolokd MODE key=value ...   knowledge distillation for Ultralytics YOLO\n\n{modes}\n\n"
-        f"i.e. yolokd train model=yolov8n.pt teacher=yolov8s.pt data=mine.yaml method=dfmsd epochs=100 imgsz=640\n"
+        f"e.g. yolokd train model=yolov8n.pt teacher=yolov8s.pt data=mine.yaml method=dfmsd epochs=100 imgsz=640\n"
         f"     yolokd train model=yolov8n.pt teacher=yolov8s.pt data=mine.yaml cfg=pcd.yaml\n"
         f"     yolokd train resume model=runs/detect/train/weights/last.pt\n\n"
         f"Keys: `yolokd cfg` for ours, `yolo cfg` for Ultralytics'. Methods: `yolokd methods`.\n"
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, i.e. `head`, has seen enough
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except SystemExit as stop:  # a part of the host that ends the process

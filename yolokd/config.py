@@ -41,7 +41,7 @@ def methods(value: Any) -> tuple[str, ...]:
     """Return the names of the methods in `method=`.
 
     Args:
-        value (Any): Names joined by `+`, i.e. `dfmsd+pcd`; None or `none` for plain training; `ultralytics` for the
+        value (Any): Names joined by `+`, e.g. `dfmsd+pcd`; None or `none` for plain training; `ultralytics` for the
             built-in distillation; `fit` for plain training from a start fitted to the teacher.
 
     Returns:
@@ -53,7 +53,7 @@ def methods(value: Any) -> tuple[str, ...]:
     if value is None or value == "none":
         return ()
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"method={value} is not valid: it must be names joined by +, i.e. method=dfmsd+pcd")
+        raise UserError(f"method={value} is not valid: it must be names joined by +, e.g. method=dfmsd+pcd")
     names = [name.strip() for name in value.split("+")]
     if set(names) <= set(METHODS) and len(set(names)) == len(names):
         return tuple(names)  # without importing torch

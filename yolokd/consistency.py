@@ -33,11 +33,11 @@ def validate(args: Mapping[str, Any]) -> None:
     for name in ("kd_levels", "samkd_grids"):
         value = args[name]
         if value is not None and (not value or len(set(value)) < len(value)):
-            raise UserError(f"{name}={value} must name at least one value, each once, i.e. {name}={KEYS[name].example}")
+            raise UserError(f"{name}={value} must name at least one value, each once, e.g. {name}={KEYS[name].example}")
     if args["kd_stop"] != "mosaic" and args["kd_stop"] <= args["kd_warmup"]:
         raise UserError(
             f"kd_stop={args['kd_stop']} comes before the end of the ramp, kd_warmup={args['kd_warmup']}; "
-            f"set kd_stop above it, i.e. kd_stop=1.0"
+            f"set kd_stop above it, e.g. kd_stop=1.0"
         )
     own = 1 if args["kd_teachers"] == "together" else max(len(given), 1)
     _check_stages(args["dfmsd_stages"], own if "dfmsd" in chosen else 0, args.get("epochs"))
@@ -53,18 +53,18 @@ def check_host_values(given: Mapping[str, Any]) -> None:
         UserError: If one has a value that means nothing.
     """
     if (size := given.get("imgsz")) is not None and not all(_is_count(side) for side in _items(size)):
-        raise UserError(f"imgsz={size} is not valid: it must be a whole number of pixels above 0, i.e. imgsz=640")
+        raise UserError(f"imgsz={size} is not valid: it must be a whole number of pixels above 0, e.g. imgsz=640")
     batch = given.get("batch")
     if batch is not None and not (_is_count(batch) or batch == -1 or (isinstance(batch, float) and 0 < batch < 1)):
         raise UserError(
             f"batch={batch} is not valid: it must be a whole number of images above 0, a share of the GPU's memory as "
-            f"0.7, or -1 for one that fits, i.e. batch=16"
+            f"0.7, or -1 for one that fits, e.g. batch=16"
         )
     classes = given.get("classes")
     if classes is not None and not all(
         isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in _items(classes)
     ):
-        raise UserError(f"classes={classes} is not valid: it must be class numbers, i.e. classes=[0,2]")
+        raise UserError(f"classes={classes} is not valid: it must be class numbers, e.g. classes=[0,2]")
 
 
 def _is_count(value: Any) -> bool:
@@ -91,7 +91,7 @@ def check_device(device: Any) -> None:
     text = re.sub(r"[\[\]()' ]", "", str(device).lower())
     known = all(re.fullmatch(r"(cuda|npu|xpu)?:?(-1|\d*)", part) for part in text.split(","))
     if not known and text not in {"none", "mps", "cpu", "cpu:0"}:
-        raise UserError(f"device={device} is none that trains; give cpu, mps or numbers of GPUs, i.e. device=0,1")
+        raise UserError(f"device={device} is none that trains; give cpu, mps or numbers of GPUs, e.g. device=0,1")
 
 
 def _file(weights: Any) -> Path:
@@ -112,17 +112,17 @@ def _check_teachers(args: Mapping[str, Any], chosen: tuple[str, ...], given: lis
         raise UserError(f"distill_model={built_in} and teacher={given[0]} name two teachers; leave distill_model out")
     if chosen and not given and built_in is None:
         raise UserError(
-            f"method={method} needs a teacher, i.e. teacher=yolov8x.pt or teacher=path/to/best.pt; "
+            f"method={method} needs a teacher, e.g. teacher=yolov8x.pt or teacher=path/to/best.pt; "
             f"method=none trains without one"
         )
     together = args["kd_teachers"] == "together"
     if len(given) > 1 and chosen and "dfmsd" not in chosen and not together:
         raise UserError(
             f"teacher=[{','.join(map(str, given))}] with method={method}: only dfmsd takes teachers one after the "
-            f"other; add kd_teachers=together to use all of them at every step, or dfmsd, i.e. method=dfmsd+pcd"
+            f"other; add kd_teachers=together to use all of them at every step, or dfmsd, e.g. method=dfmsd+pcd"
         )
     if together and len(given) < 2:
-        raise UserError("kd_teachers=together needs several teachers, i.e. teacher=[yolov8l.pt,yolo11l.pt]")
+        raise UserError("kd_teachers=together needs several teachers, e.g. teacher=[yolov8l.pt,yolo11l.pt]")
     if args["kd_teacher_weights"] == "confidence" and not together:
         raise UserError(
             "kd_teacher_weights=confidence weighs several teachers against each other; add kd_teachers=together, "
@@ -181,7 +181,7 @@ def _check_points(points: list[float], count: int) -> None:
     """Check switching points given as numbers."""
     shown = f"dfmsd_stages=[{','.join(f'{point:g}' for point in points)}]"
     if any(not 0 < point < 1 for point in points) or any(a >= b for a, b in zip(points, points[1:])):
-        raise UserError(f"{shown} must rise and lie between 0 and 1, i.e. dfmsd_stages=[0.3,0.7]")
+        raise UserError(f"{shown} must rise and lie between 0 and 1, e.g. dfmsd_stages=[0.3,0.7]")
     if count > 1 and len(points) != count - 1:
         raise UserError(
             f"{shown} makes {len(points) + 1} stages and there are {count} teachers, which need {count - 1} switching "

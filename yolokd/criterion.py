@@ -177,7 +177,7 @@ class DistillationLoss(nn.Module):
         if not learning and (self.calibration or any(m[0].signal != "logits" for m in self.methods.values())):
             raise UserError(
                 "freeze= leaves no gradient at the neck, where features are distilled and kd_gain=auto measures; "
-                "freeze fewer layers, or use a logit method with a gain of your own, i.e. method=pcd kd_gain=1.0"
+                "freeze fewer layers, or use a logit method with a gain of your own, e.g. method=pcd kd_gain=1.0"
             )
         if not self.calibration or not self.calibration.wants(self.clock.progress >= self.schedule.warmup):
             return

@@ -24,7 +24,7 @@ def dataset(value: Any, train: bool = True) -> None:
     """
     if isinstance(value, (list, tuple)):
         if not value:
-            raise UserError("data=[] names no dataset; give one, i.e. data=path/to/mine.yaml")
+            raise UserError("data=[] names no dataset; give one, e.g. data=path/to/mine.yaml")
         for item in value:
             dataset(item, train)
         return
@@ -41,7 +41,7 @@ def dataset(value: Any, train: bool = True) -> None:
     except ConnectionError as error:
         raise UserError(
             f"data={text}: its images are not on this machine and could not be downloaded ({reason(error)})\n"
-            f"put the dataset into {DATASETS_DIR}, or give your own, i.e. data=path/to/mine.yaml"
+            f"put the dataset into {DATASETS_DIR}, or give your own, e.g. data=path/to/mine.yaml"
         ) from error
     except (
         OSError,
@@ -55,7 +55,7 @@ def dataset(value: Any, train: bool = True) -> None:
     ) as error:
         raise UserError(
             f"data={text} cannot be used: {reason(error)}\n"
-            f"it must be a dataset YAML with path, train, val and names, i.e. data=path/to/mine.yaml"
+            f"it must be a dataset YAML with path, train, val and names, e.g. data=path/to/mine.yaml"
         ) from error
     if not isinstance(data["channels"], int) or data["channels"] < 1:
         raise UserError(
@@ -72,14 +72,14 @@ def dataset(value: Any, train: bool = True) -> None:
             )
         if not any(os.path.exists(image) for image in images(data.get(split))):
             raise UserError(
-                f"data={text}: none of the images that {_where(data.get(split))} lists for '{split}:' is there, i.e. "
+                f"data={text}: none of the images that {_where(data.get(split))} lists for '{split}:' is there, e.g. "
                 f"{found} is missing; check the list"
             )
     if train and not any(labelled(image) for image in images(data["train"])):
         first = next(images(data["train"]))
         raise UserError(
-            f"data={text}: none of the training images has labels, i.e. {_label(first)} is missing or empty; "
-            f"put a YOLO label file for each image beside images/ into labels/, or learn from a teacher alone, i.e. "
+            f"data={text}: none of the training images has labels, e.g. {_label(first)} is missing or empty; "
+            f"put a YOLO label file for each image beside images/ into labels/, or learn from a teacher alone, e.g. "
             f"kd_names=[car,bus]"
         )
 
@@ -134,12 +134,12 @@ def data_fault(error: Exception, key: str = "data=") -> UserError | None:
         lines = [reason(Exception(line)) for line in text.splitlines() if "ignoring" in line]
         where = refused[1].removesuffix("/unlabeled")
         return UserError(
-            f"{key}: Ultralytics can use none of the images of {where}{f', i.e. {lines[0]}' if lines else ''}\n"
+            f"{key}: Ultralytics can use none of the images of {where}{f', e.g. {lines[0]}' if lines else ''}\n"
             f"check the images, their label files (class x y width height, as fractions of the image), and names: in "
             f"the YAML"
         )
     if "No labels found in" in text:
         return UserError(f"{key}: {reason(error)}; put a YOLO label file for each image beside images/ into labels/")
     if re.match(r"Dataset '.*' error", text):
-        return UserError(f"{key} cannot be used: {reason(error)}; give a dataset YAML, i.e. data=path/to/mine.yaml")
+        return UserError(f"{key} cannot be used: {reason(error)}; give a dataset YAML, e.g. data=path/to/mine.yaml")
     return None

@@ -82,7 +82,7 @@ class Parity:
                 return (
                     f"parity: {self.exported} gives final detections, and neither it nor its weights detect anything "
                     f"on {self.inputs} images at conf {self.conf:.2g}:\n        there was nothing to compare; for a "
-                    f"comparison export with a lower threshold, i.e. conf={LEAST_CONF}"
+                    f"comparison export with a lower threshold, e.g. conf={LEAST_CONF}"
                 )
             detections = f"nothing detected at conf {self.conf:.2g}, the raw outputs alone were compared"
         return (
@@ -98,7 +98,7 @@ def export_and_check(model: str | Path | Model, overrides: Mapping[str, Any]) ->
 
     Args:
         model (str | Path | Model): The weights, or a loaded model.
-        overrides (Mapping[str, Any]): Ultralytics' export arguments, i.e. `{"format": "onnx", "imgsz": 640}`.
+        overrides (Mapping[str, Any]): Ultralytics' export arguments, e.g. `{"format": "onnx", "imgsz": 640}`.
 
     Returns:
         path (Path): The exported file or folder.

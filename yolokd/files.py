@@ -24,7 +24,7 @@ def save_whole(value: Any, path: Path) -> None:
         path (Path): The file.
 
     Raises:
-        OSError: If it cannot be written, i.e. where the disk is full; the earlier file is then unchanged.
+        OSError: If it cannot be written, e.g. where the disk is full; the earlier file is then unchanged.
     """
     temporary = path.with_suffix(".tmp")
     try:

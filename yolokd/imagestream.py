@@ -59,7 +59,7 @@ class StreamHash:
         return {"digest": self._settle().hex(), "batches": self.batches}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, i.e. when a run is resumed.
+        """Go on from a state, e.g. when a run is resumed.
 
         Args:
             state (Mapping[str, Any]): What `state` returned.

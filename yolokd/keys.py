@@ -38,7 +38,7 @@ class Accepted:
 
     @classmethod
     def parse(cls, text: str) -> Accepted:
-        """Read one alternative of the comment in default.yaml, i.e. `float in [0, 1]`, `list[int] >= 1`, `auto`."""
+        """Read one alternative of the comment in default.yaml, e.g. `float in [0, 1]`, `list[int] >= 1`, `auto`."""
         match = re.fullmatch(r"(?:list\[(\w+)\]|(\w+))(?: (>=|>) ([\d.]+)| in \[([\d.]+), ([\d.]+)\])?", text)
         if match is None or (match[1] and match[1] not in SCALARS):
             raise ValueError(f"cfg/default.yaml: '{text}' is no type")
@@ -123,7 +123,7 @@ class Key:
     @property
     def example(self) -> str:
         """A valid value as typed on the command line: the one given in the meaning, else the default."""
-        match = re.search(r"i\.e\. (\[[^\]]*\]|\{[^}]*\}|[\w./-]+)", self.meaning)
+        match = re.search(r"e\.g\. (\[[^\]]*\]|\{[^}]*\}|[\w./-]+)", self.meaning)
         return match[1] if match else str(self.default).replace(" ", "")
 
     def check(self, value: Any) -> Any:
@@ -152,4 +152,4 @@ class Key:
                 continue
         forms = " or ".join([form.words for form in self.accepted] + ["none"] * self.optional)
         shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
-        raise UserError(f"{self.name}={shown} is not valid: it must be {forms}, i.e. {self.name}={self.example}")
+        raise UserError(f"{self.name}={shown} is not valid: it must be {forms}, e.g. {self.name}={self.example}")

@@ -40,5 +40,5 @@ def give_back() -> None:
 def _trim() -> Any:
     try:
         return ctypes.CDLL("libc.so.6").malloc_trim if sys.platform == "linux" else None
-    except (OSError, AttributeError):  # another C library, i.e. musl
+    except (OSError, AttributeError):  # another C library, e.g. musl
         return None

@@ -117,11 +117,11 @@ def not_checked(exported: Path) -> str:
     """Return why an exported file was not compared with its weights."""
     if exported.suffix == ".onnx":
         return (
-            f"parity not checked: {exported} is 8-bit, which does not repeat its weights' outputs; validate it, i.e. "
+            f"parity not checked: {exported} is 8-bit, which does not repeat its weights' outputs; validate it, e.g. "
             f"yolokd val model={exported} data=mine.yaml"
         )
     return (
-        f"parity not checked: {exported} is no ONNX file; validate it, i.e. yolokd val model={exported} data=mine.yaml"
+        f"parity not checked: {exported} is no ONNX file; validate it, e.g. yolokd val model={exported} data=mine.yaml"
     )
 
 

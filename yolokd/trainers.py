@@ -66,7 +66,7 @@ class PoseDistillationTrainer(Distilling, PoseTrainer):
         except KeyError as error:
             raise UserError(
                 f"data={data} has no kpt_shape, the number and dimensions of its keypoints, which a pose student "
-                f"learns; add i.e. kpt_shape: [17, 3], or train a detection model on it"
+                f"learns; add e.g. kpt_shape: [17, 3], or train a detection model on it"
             ) from error
 
 

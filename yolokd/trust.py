@@ -40,7 +40,7 @@ def loading(safe: bool | None = None, what: str = "", file: str | Path = "") -> 
 
     Args:
         safe (bool, optional): Value of `kd_safe_load`; if not given that of the block around this one, else True.
-        what (str): What is opened, as the user gave it, i.e. `teacher=best.pt`; without it errors pass unchanged.
+        what (str): What is opened, as the user gave it, e.g. `teacher=best.pt`; without it errors pass unchanged.
         file (str | Path): Where it is, for naming all that it needs.
 
     Raises:

@@ -65,7 +65,7 @@ def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
             given[word] = True
         elif word in known:
             shown = "VALUE" if known[word] is None else known[word]
-            raise UserError(f"'{word}' needs a value, i.e. {word}={shown}")
+            raise UserError(f"'{word}' needs a value, e.g. {word}={shown}")
         else:
             raise UserError(f"{unknown_key(word, known)}; arguments are written key=value")
     values = {**recipe, **given}
@@ -107,7 +107,7 @@ def read_recipe(value: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cfg={value} cannot be read as YAML: {' '.join(str(error).split())[:160]}") from None
     if not isinstance(content, dict):
-        raise UserError(f"cfg={value} holds no keys; a recipe has lines of the form key: value, i.e. method: dfmsd")
+        raise UserError(f"cfg={value} holds no keys; a recipe has lines of the form key: value, e.g. method: dfmsd")
     return {str(key): item for key, item in content.items() if key not in {"cfg", "mode"}}
 
 

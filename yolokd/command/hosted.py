@@ -45,7 +45,7 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
             for made in folders:
                 remove_empty(made)
             if isinstance(error, RuntimeError) and "device string" in str(error):
-                raise UserError(f"device={given.get('device')} is none; i.e. device=cpu or device=0") from error
+                raise UserError(f"device={given.get('device')} is none; e.g. device=cpu or device=0") from error
             if isinstance(error, HOST_MISTAKES) and not isinstance(error, UserError):
                 raise UserError(reason(error, lines=2)) from error
             raise

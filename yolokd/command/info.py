@@ -101,7 +101,7 @@ def methods_text() -> str:
             notes.append(f"{name}\n  paper: {head['Paper']}\n  ours:  {head['Ours']}{seen}")
     aliases = "\n".join(f"{name} = {'+'.join(parts)}" for name, parts in ALIASES.items())
     return (
-        f"{aligned(rows)}\n\nJoin methods with +, i.e. method=dfmsd+pcd. {aliases}. none = plain training; "
+        f"{aligned(rows)}\n\nJoin methods with +, e.g. method=dfmsd+pcd. {aliases}. none = plain training; "
         f"ultralytics = the built-in distillation, as a control; fit = plain training from a start fitted to the "
         f"teacher.\n"
         f"parameters: trainable ones that exist during training only, for yolov8n <- yolov8s on 80 classes.\n"

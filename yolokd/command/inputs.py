@@ -21,7 +21,7 @@ def weights(key: str, value: Any, trained: bool = True, torch_only: bool = True)
 
     Args:
         key (str): The key that named it, for messages.
-        value (Any): Path, or stem of an official model, i.e. `yolov8n`.
+        value (Any): Path, or stem of an official model, e.g. `yolov8n`.
         trained (bool): Whether an architecture (`.yaml`) will not do.
         torch_only (bool): Whether it must be a `.pt` file; else exported formats are left to Ultralytics.
 
@@ -43,18 +43,18 @@ def weights(key: str, value: Any, trained: bool = True, torch_only: bool = True)
     if path.suffix in ARCHITECTURES:
         if trained:
             raise UserError(
-                f"{key}={text} is an architecture without weights; give trained weights, i.e. {key}=yolov8s.pt"
+                f"{key}={text} is an architecture without weights; give trained weights, e.g. {key}=yolov8s.pt"
             )
         _check_architecture(key, path)
         return str(path)
     if path.is_dir() and torch_only:
         raise UserError(
-            f"{key}={text} is a folder; give the weights file in it, i.e. {key}={path / 'weights' / 'best.pt'}"
+            f"{key}={text} is a folder; give the weights file in it, e.g. {key}={path / 'weights' / 'best.pt'}"
         )
     if path.suffix != ".pt" and path.exists() and not torch_only:
         return str(path)
     if path.suffix != ".pt" and torch_only:
-        raise UserError(f"{key}={text} is no PyTorch checkpoint; give a .pt file, i.e. {key}=yolov8s.pt")
+        raise UserError(f"{key}={text} is no PyTorch checkpoint; give a .pt file, e.g. {key}=yolov8s.pt")
     found = next((p for p in (path, Path(SETTINGS["weights_dir"]) / path) if p.exists()), None)
     if found is None:
         return _fetch(key, text, path)
@@ -77,7 +77,7 @@ def _download(key: str, address: str) -> str:
     except Exception as error:  # of the network, the address or the disk
         remove_empty(made)
         raise UserError(
-            f"{key}={address} could not be downloaded ({reason(error)}); give the path of a file here, i.e. "
+            f"{key}={address} could not be downloaded ({reason(error)}); give the path of a file here, e.g. "
             f"{key}=path/to/best.pt"
         ) from error
     _check_file(key, found)
@@ -96,7 +96,7 @@ def _fetch(key: str, text: str, path: Path) -> str:
         hint = f"did you mean {path.with_name(close[0])}? " if close else ""
         raise UserError(
             f"{key}={text}: there is no file {path.resolve()}, nor an official model of that name; "
-            f"{hint}Give the path of a .pt file or an official name, i.e. {key}=yolov8s.pt"
+            f"{hint}Give the path of a .pt file or an official name, e.g. {key}=yolov8s.pt"
         )
     try:
         found = Path(attempt_download_asset(path))
@@ -122,12 +122,12 @@ def _check_architecture(key: str, path: Path) -> None:
             content = yaml_model_load(str(path))
     except Exception as error:  # whatever a file of somebody's makes the reader raise
         raise UserError(
-            f"{key}={path} cannot be read as an architecture: {reason(error)}; give one, i.e. {key}=yolov8n.yaml"
+            f"{key}={path} cannot be read as an architecture: {reason(error)}; give one, e.g. {key}=yolov8n.yaml"
         ) from error
     if missing := [part for part in ("backbone", "head") if not isinstance(content.get(part), list)]:
         raise UserError(
-            f"{key}={path} is no architecture: it has no list '{missing[0]}:'; give one, i.e. {key}=yolov8n.yaml, or "
-            f"weights, i.e. {key}=yolov8n.pt"
+            f"{key}={path} is no architecture: it has no list '{missing[0]}:'; give one, e.g. {key}=yolov8n.yaml, or "
+            f"weights, e.g. {key}=yolov8n.pt"
         )
 
 
@@ -175,15 +175,15 @@ def check_place(folder: Path, key: str, value: Any, example: str) -> None:
 
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():
-        raise UserError(f"{key}={value}: {above} is a file, not a folder; choose another {key}=, i.e. {example}")
+        raise UserError(f"{key}={value}: {above} is a file, not a folder; choose another {key}=, e.g. {example}")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{key}={value}: {above} is not writable; choose another folder, i.e. {example}")
+        raise UserError(f"{key}={value}: {above} is not writable; choose another folder, e.g. {example}")
     made = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{key}={value}: {folder} cannot be made ({error.strerror or error}); choose another folder, i.e. {example}"
+            f"{key}={value}: {folder} cannot be made ({error.strerror or error}); choose another folder, e.g. {example}"
         ) from error
     finally:
         remove_empty(made)

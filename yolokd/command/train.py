@@ -81,14 +81,14 @@ def _prepare_resume(overrides: dict[str, Any]) -> None:
     """Read `resume=path` as `resume model=path`, and ask for the checkpoint where none is named."""
     if not isinstance(overrides["resume"], (str, bool)):
         raise UserError(
-            f"resume={overrides['resume']} is not valid: it must be the checkpoint of a run, i.e. "
+            f"resume={overrides['resume']} is not valid: it must be the checkpoint of a run, e.g. "
             f"resume=runs/detect/train/weights/last.pt"
         )
     if isinstance(overrides["resume"], str):
         overrides["model"], overrides["resume"] = overrides["resume"], True
     if overrides.get("model") is None:
         raise UserError(
-            "resume needs the checkpoint of the run, i.e. yolokd train resume model=runs/detect/train/weights/last.pt"
+            "resume needs the checkpoint of the run, e.g. yolokd train resume model=runs/detect/train/weights/last.pt"
         )
 
 

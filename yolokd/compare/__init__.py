@@ -66,7 +66,7 @@ def compare(
         model (str | Path): Student: weights, or an architecture.
         teacher (str | Path | Sequence, optional): Teacher weights; a list for dfmsd's stages.
         data (str | Path): Dataset yaml.
-        methods (str | Sequence[str]): Methods as in `method=`, i.e. `["dfmsd", "dfmsd+pcd"]` or `"dfmsd,dfmsd+pcd"`.
+        methods (str | Sequence[str]): Methods as in `method=`, e.g. `["dfmsd", "dfmsd+pcd"]` or `"dfmsd,dfmsd+pcd"`.
         seeds (int | Sequence[int]): Number of seeds, or the seeds.
         controls (bool): Add `none` (plain training) and `ultralytics` (built-in distillation).
         jobs (int, optional): Runs at the same time; one per device if not given.
@@ -148,7 +148,7 @@ def run_words(words: list[str]) -> int:
         if not isinstance(given.get(key, True), bool):
             raise UserError(f"{key}={given[key]} must be True or False")
     if given.get("model") is None:
-        raise UserError("compare needs a student, i.e. model=yolov8n.pt")
+        raise UserError("compare needs a student, e.g. model=yolov8n.pt")
     result = compare(**{key: value for key, value in given.items() if value is not None or key == "methods"})
     print(result)
     if result.failed:
@@ -178,7 +178,7 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
         return str(path.resolve()) if path.exists() else str(path)
 
     if data is None:
-        raise UserError("compare needs a dataset, i.e. data=path/to/mine.yaml")
+        raise UserError("compare needs a dataset, e.g. data=path/to/mine.yaml")
     student = located("model", model, trained=False)
     check_detector(student, str(model), "compares")
     if isinstance(teacher, str) and teacher.strip().startswith("["):

@@ -17,8 +17,8 @@ DEFAULT_METHODS = ("none", "ultralytics", "bckd")
 DEFAULT_SEEDS = 3
 # Keys of a training run that a comparison sets by itself, with the way to say it instead.
 TAKEN = {
-    "method": "give the methods to compare, i.e. methods=none,ultralytics,dfmsd+pcd",
-    "seed": "give the seeds, i.e. seeds=3 or seeds=[0,1,2]",
+    "method": "give the methods to compare, e.g. methods=none,ultralytics,dfmsd+pcd",
+    "seed": "give the seeds, e.g. seeds=3 or seeds=[0,1,2]",
     "resume": "the same command goes on where it was interrupted",
     "exist_ok": "the same command goes on where it was interrupted",
     "save_dir": "use project= and name=",
@@ -42,7 +42,7 @@ def names(value: Any) -> list[str]:
     if isinstance(value, str):
         value = value.strip().removeprefix("[").removesuffix("]").split(",")
     if not isinstance(value, Iterable):
-        raise UserError(f"methods={value} is not valid; i.e. methods=none,ultralytics,dfmsd+pcd")
+        raise UserError(f"methods={value} is not valid; e.g. methods=none,ultralytics,dfmsd+pcd")
     found = ["none" if item is None else str(item).strip().strip("'\"").lower() for item in value]
     return [name for name in found if name]
 
@@ -66,7 +66,7 @@ def arm_names(methods: Any, controls: bool = True) -> list[str]:
         raise UserError(f"methods={','.join(given)} names {twice[0]} twice")
     arms = [c for c in CONTROLS if controls or c in given] + [name for name in given if name not in CONTROLS]
     if not arms:
-        raise UserError("methods= names no method; i.e. methods=none,ultralytics,dfmsd+pcd")
+        raise UserError("methods= names no method; e.g. methods=none,ultralytics,dfmsd+pcd")
     return arms
 
 
@@ -79,7 +79,7 @@ def seed_list(value: Any) -> list[int]:
     Raises:
         UserError: If it is neither.
     """
-    wrong = UserError(f"seeds={value} is not valid; give a number of seeds or a list, i.e. seeds=3 or seeds=[0,1,2]")
+    wrong = UserError(f"seeds={value} is not valid; give a number of seeds or a list, e.g. seeds=3 or seeds=[0,1,2]")
     if isinstance(value, str):
         try:
             value = [int(part) for part in value.strip().removeprefix("[").removesuffix("]").split(",") if part.strip()]
@@ -131,7 +131,7 @@ def train_arguments(train: Mapping[str, Any]) -> dict[str, Any]:
     given = config.check({key: value for key, value in train.items() if key not in TAKEN})
     full = {"epochs": 100, "imgsz": 640, "batch": 16, **given}
     if not isinstance(full["batch"], int) or full["batch"] < 1:
-        raise UserError(f"batch={full['batch']}: all arms need one fixed batch size, i.e. batch=16")
+        raise UserError(f"batch={full['batch']}: all arms need one fixed batch size, e.g. batch=16")
     if full.get("save") is False:
         raise UserError("save=False: compare evaluates the checkpoints of each run; leave save= out")
     defaults = {"patience": 0, "plots": False}  # early stopping would end arms at different epochs

@@ -253,7 +253,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as people say it, i.e. `45 s`, `12 min`, `3 h 05 min`."""
+    """Return a duration as people say it, e.g. `45 s`, `12 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

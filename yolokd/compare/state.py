@@ -22,7 +22,7 @@ class Run:
     """One run of a comparison.
 
     Attributes:
-        key (str): Its folder within that of the comparison, i.e. `seed0/pcd`, or `teacher`, which is only evaluated.
+        key (str): Its folder within that of the comparison, e.g. `seed0/pcd`, or `teacher`, which is only evaluated.
         arm (str): Name of its arm.
         seed (int | None): Its seed; None for the teacher.
         status (str): `pending`, `training`, `evaluating`, `done` or `failed`.

@@ -205,7 +205,7 @@ def run_words(words: list[str]) -> int:
     given = config.check(parse(words, base))
     for key in ("model", "teacher"):
         if given.get(key) is None:
-            raise UserError(f"profile needs {key}=, i.e. yolokd profile model=yolov8n.pt teacher=yolov8s.pt")
+            raise UserError(f"profile needs {key}=, e.g. yolokd profile model=yolov8n.pt teacher=yolov8s.pt")
     given.pop("mode", None)
     given["model"] = inputs.weights("model", given["model"], trained=False)
     found = [inputs.weights("teacher", item) for item in config.teachers(given["teacher"])]
@@ -213,7 +213,7 @@ def run_words(words: list[str]) -> int:
     if not config.terms(given.get("method", config.DEFAULTS["method"])):
         raise UserError(
             f"method={given['method']} has no steps of its own; plain training and the built-in are always measured, "
-            f"so name another, i.e. method=dfmsd"
+            f"so name another, e.g. method=dfmsd"
         )
     with tempfile.TemporaryDirectory(prefix="yolokd-profile-data-") as folder, loading(given.get(KEY, True)):
         for item in found:

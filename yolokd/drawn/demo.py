@@ -101,7 +101,7 @@ def run_demo(
 
     start = time.perf_counter()
     if not (config.terms(config.check({"method": method})["method"]) or method == "fit"):
-        raise UserError(f"method={method} is not one of yolokd's, i.e. method=dfmsd+pcd")
+        raise UserError(f"method={method} is not one of yolokd's, e.g. method=dfmsd+pcd")
     for key, value in {"epochs": epochs, "teacher_epochs": teacher_epochs, "images": images, "batch": batch}.items():
         if value < 1:
             raise UserError(f"{key}={value} must be at least 1")

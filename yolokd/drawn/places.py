@@ -24,12 +24,12 @@ def free_folder(out: str) -> Path:
     """
     folder = Path(out).resolve()
     if not (above := next(path for path in (folder, *folder.parents) if path.exists())).is_dir():
-        raise UserError(f"out={out}: {above} is a file, not a folder; choose another, i.e. out=runs/demo")
+        raise UserError(f"out={out}: {above} is a file, not a folder; choose another, e.g. out=runs/demo")
     student = folder / STUDENT
     if student.is_file() and student.read_text(encoding="utf-8", errors="replace").startswith(MARK):
         return folder
     if found := [name for name in TAKEN if (folder / name).exists()]:
-        raise UserError(f"out={out} holds {found[0]} that no demo wrote; choose another folder, i.e. out=runs/demo")
+        raise UserError(f"out={out} holds {found[0]} that no demo wrote; choose another folder, e.g. out=runs/demo")
     return folder
 
 

@@ -20,7 +20,7 @@ class ClassMatches:
     Attributes:
         image (np.ndarray): Position of each detection's image with shape (D,), int64.
         hit (np.ndarray): Whether the detection found an object, per IoU threshold, with shape (T, D), bool.
-        ignored (np.ndarray): Whether the detection does not count, i.e. it lies on a crowd, shape (T, D), bool.
+        ignored (np.ndarray): Whether the detection does not count, e.g. it lies on a crowd, shape (T, D), bool.
         objects (np.ndarray): Objects to be found in each image with shape (I,), int64.
     """
 

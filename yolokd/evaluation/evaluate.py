@@ -59,7 +59,7 @@ def coco_ground_truth(
 
     Args:
         data (str | Path): Dataset yaml, or the name of one that Ultralytics knows.
-        split (str): Split of the yaml, i.e. `val` or `test`.
+        split (str): Split of the yaml, e.g. `val` or `test`.
         single_cls (bool): Treat all classes as one.
         classes (int | Sequence[int], optional): Keep the objects of these class indices only.
 
@@ -130,7 +130,7 @@ def predict(
         max_det (int): Largest number of detections per image.
         batch (int): Images per batch; images of one batch share their rectangular shape.
         device (str, optional): Device as Ultralytics names it.
-        **overrides (Any): Further arguments of Ultralytics' validation, i.e. `workers` or `half`.
+        **overrides (Any): Further arguments of Ultralytics' validation, e.g. `workers` or `half`.
 
     Returns:
         (list[dict[str, Any]]): Detections in COCO's form: `image_id`, `category_id`, `bbox` (x, y, width, height in

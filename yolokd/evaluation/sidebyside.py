@@ -24,7 +24,7 @@ def side_by_side(
         data (str | Path): Dataset yaml.
         split (str): Split of the yaml.
         imgsz (int): Longer side of the images that the networks see.
-        **settings (Any): Further arguments of Ultralytics' validation, i.e. `batch`, `device`, `conf` or `iou`.
+        **settings (Any): Further arguments of Ultralytics' validation, e.g. `batch`, `device`, `conf` or `iou`.
 
     Returns:
         (Table): One row per model: its COCO numbers, the AP by Ultralytics, and the AP of each class as `AP CLASS`.
@@ -74,7 +74,7 @@ def run_words(words: list[str]) -> int:
             raise UserError(unknown_key(key, known))
     for key in ("model", "data"):
         if given.get(key) is None:
-            raise UserError(f"val with teacher= or baseline= needs {key}=, i.e. {key}={EXAMPLES[key]}")
+            raise UserError(f"val with teacher= or baseline= needs {key}=, e.g. {key}={EXAMPLES[key]}")
     safe = trust.take(given)
     check_device(given.get("device"))
     named = {key: given.pop(key, None) for key in MODELS}

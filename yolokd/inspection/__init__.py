@@ -76,11 +76,11 @@ def inspect(
     merged = {**config.merged_base(), **run, **given}
     found = config.teachers(merged["teacher"])
     if len(found) > 1:
-        raise UserError(f"inspect looks at one teacher at a time; give one of them, i.e. teacher={found[0]}")
+        raise UserError(f"inspect looks at one teacher at a time; give one of them, e.g. teacher={found[0]}")
     merged["teacher"] = inputs.weights("teacher", _given("teacher", found[0] if found else None))
     methods = config.terms(merged["method"])
     if not methods:
-        raise UserError(f"method={merged['method']} has nothing to look at; give another, i.e. method=dfmsd+pcd")
+        raise UserError(f"method={merged['method']} has nothing to look at; give another, e.g. method=dfmsd+pcd")
     consistency.validate(merged)
     picture = _read_image(Path(str(_given("source", source))))
     try:
@@ -108,7 +108,7 @@ def inspect(
 def _given(key: str, value: Any) -> Any:
     """Return a value that is needed, or say how to give it."""
     if value is None or str(value).strip() == "":
-        raise UserError(f"inspect needs {key}=, i.e. {EXAMPLE}")
+        raise UserError(f"inspect needs {key}=, e.g. {EXAMPLE}")
     return value
 
 
@@ -137,9 +137,9 @@ def _read_image(path: Path) -> Array:
 
     if path.is_dir():
         first = next((p for p in sorted(path.iterdir()) if p.suffix[1:].lower() in IMG_FORMATS), path / "image.jpg")
-        raise UserError(f"source={path} is a folder; give one image, i.e. source={first}")
+        raise UserError(f"source={path} is a folder; give one image, e.g. source={first}")
     if not path.is_file():
-        raise UserError(f"source={path}: there is no such file; give an image on this machine, i.e. source=image.jpg")
+        raise UserError(f"source={path}: there is no such file; give an image on this machine, e.g. source=image.jpg")
     picture = imread(path)
     if picture is None:
         raise UserError(

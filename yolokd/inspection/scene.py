@@ -230,7 +230,7 @@ def load_adapters(criterion: DistillationLoss, weights: Path, teacher: str) -> t
         except RuntimeError as error:
             raise UserError(
                 f"{weights.parent / FILE}: the run's adapters of {name} have another form than asked for; "
-                f"leave out keys of {name} that differ from the run's, i.e. those of width or regions"
+                f"leave out keys of {name} that differ from the run's, e.g. those of width or regions"
             ) from error
         loaded.add(name)
     return frozenset(loaded), epoch

@@ -59,9 +59,9 @@ def link(
     if needs_classes and not pairs:
         raise UserError(
             f"method={'+'.join(needs_classes)} compares class logits, but the teacher knows none of the data's classes "
-            f"({some(learned)}); it knows {some(teacher.names)}. Name those that are called otherwise, i.e. "
+            f"({some(learned)}); it knows {some(teacher.names)}. Name those that are called otherwise, e.g. "
             f"kd_class_map={{car: automobile}}, add teacher_epochs=20 to fine-tune the teacher on the data first, or "
-            f"use a feature method, i.e. method=dfmsd"
+            f"use a feature method, e.g. method=dfmsd"
         )
     unknown = [name for index, name in learned.items() if index not in {i for i, _ in pairs}]
     if needs_classes and unknown:

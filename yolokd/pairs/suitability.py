@@ -24,7 +24,7 @@ READS: dict[tuple[str, str], tuple[str, ...]] = {
     ("crosskd", "box"): ("tower", "hull"),
     ("softkd", ""): ("logits",),
 }
-FEATURES = "a feature or region method works, i.e. method=dfmsd, samkd samkd_logit=0 or sgfi"
+FEATURES = "a feature or region method works, e.g. method=dfmsd, samkd samkd_logit=0 or sgfi"
 
 
 @dataclass(frozen=True)

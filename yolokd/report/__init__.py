@@ -84,7 +84,7 @@ def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path
     folders = [Path(folder) for folder in run_folders]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder; give run folders, i.e. runs/detect/train")
+            raise UserError(f"{folder} is no folder; give run folders, e.g. runs/detect/train")
     out = Path(out)
     check_place(out.absolute(), "out", out, "out=report")
     results = from_runs(folders)
@@ -116,7 +116,7 @@ def run_report(words: Sequence[str]) -> int:
         raise UserError(f"{sorted(unknown)[0]}= is no key of `yolokd report`; there are out=FOLDER and {trust.KEY}=")
     safe = trust.take(options)
     if not folders:
-        raise UserError("report needs run folders, i.e. yolokd report runs/detect/train runs/detect/train2")
+        raise UserError("report needs run folders, e.g. yolokd report runs/detect/train runs/detect/train2")
     first = Path(folders[0])
     compared, written = (first / "plan.json").is_file(), (first / NAME).is_file()
     with trust.loading(safe):

@@ -76,7 +76,7 @@ def paired_differences(arm: Arm, control: Arm, key: str, group: str | None = Non
         arm (Mapping): The arm.
         control (Mapping): What is subtracted.
         key (str): Name of the metric, or of the class.
-        group (str, optional): Metric that holds the key, i.e. `per_class`.
+        group (str, optional): Metric that holds the key, e.g. `per_class`.
     """
 
     def value(run: Mapping[str, Any]) -> float | None:

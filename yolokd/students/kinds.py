@@ -56,14 +56,14 @@ def check_detector(model: Any, name: str, does: str) -> None:
     Args:
         model (nn.Module | Mapping | str | Path): As for `kind_of`.
         name (str): What the user called it.
-        does (str): What `yolokd` does with such models, i.e. `compares`.
+        does (str): What `yolokd` does with such models, e.g. `compares`.
 
     Raises:
         UserError: If it is another kind of model.
     """
     if (kind := kind_of(model)) != "detect":
         said = SAID.get(kind, f"a {kind} model")
-        raise UserError(f"model={name} is {said}; yolokd {does} YOLO detection models, i.e. model=yolov8n.pt")
+        raise UserError(f"model={name} is {said}; yolokd {does} YOLO detection models, e.g. model=yolov8n.pt")
 
 
 def check_kind(model: Any, trained: str | None = None, name: str = "") -> str:
@@ -81,8 +81,8 @@ def check_kind(model: Any, trained: str | None = None, name: str = "") -> str:
     said = f"model={name}".rstrip("=") + f" is {SAID.get(kind, f'a {kind} model')}"
     if kind == "open":
         raise UserError(
-            f"{said}, whose training needs texts; use it as a teacher, i.e. teacher={name or 'yolov8s-worldv2.pt'}, "
-            f"and train a closed one, i.e. model=yolov8n.pt"
+            f"{said}, whose training needs texts; use it as a teacher, e.g. teacher={name or 'yolov8s-worldv2.pt'}, "
+            f"and train a closed one, e.g. model=yolov8n.pt"
         )
     if kind not in TRAINER_NAMES:
         raise UserError(

@@ -64,7 +64,7 @@ def start_from_teacher(
             word = "method=fit" if args.method == "fit" else "kd_init=teacher"
             raise UserError(
                 f"{word} needs a teacher of the student's family, built of the same layers at another scale, "
-                f"i.e. yolov8x for yolov8n. Leave it out, or take such a teacher"
+                f"e.g. yolov8x for yolov8n. Leave it out, or take such a teacher"
             )
         if random:
             LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")

@@ -64,7 +64,7 @@ def why_not_dense(model: Any) -> str:
     if not isinstance(head, (WorldDetect, YOLOEDetect)) or hasattr(head, "lrpc"):
         return ""
     held, count = text_embeddings(model), len(class_names(model))
-    way = 'i.e. model.set_classes(["car", "bus"]); model.save("teacher.pt")'
+    way = 'e.g. model.set_classes(["car", "bus"]); model.save("teacher.pt")'
     if held is None:
         return f"this open-vocabulary teacher was given no classes (give it some in Ultralytics and save it, {way})"
     if held.shape[1] != count:

@@ -81,7 +81,7 @@ def channel_plan(
         if len(chosen) != teacher or max(chosen, default=0) >= data:
             raise UserError(
                 f"teacher_channels={list(chosen)} must name one of the data's channels 0 to {data - 1} for each of "
-                f"the {teacher} channels that the teacher takes, i.e. {_example(data, teacher)}"
+                f"the {teacher} channels that the teacher takes, e.g. {_example(data, teacher)}"
             )
         return (None if list(chosen) == list(range(data)) else tuple(chosen)), None
     if data == teacher:
@@ -94,7 +94,7 @@ def channel_plan(
         return tuple(range(teacher)), None
     raise UserError(
         f"teacher takes {teacher} input channels and the data has {data}, so that {teacher - data} would have to be "
-        f"made up; use a teacher of {data} channels, or say which of the data's channels stands for each, i.e. "
+        f"made up; use a teacher of {data} channels, or say which of the data's channels stands for each, e.g. "
         f"{_example(data, teacher)}"
     )
 

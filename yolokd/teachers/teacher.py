@@ -55,7 +55,7 @@ def load_teacher(source: str | Path | nn.Module, key: str = "teacher") -> tuple[
     if not isinstance(head, (Detect, RTDETRDecoder)):
         last = type(model if head is None else head).__name__
         raise UserError(
-            f"{key}='{label}' ends in {last}; a teacher must be a YOLO detection model, i.e. yolov8x.pt, or one for "
+            f"{key}='{label}' ends in {last}; a teacher must be a YOLO detection model, e.g. yolov8x.pt, or one for "
             f"segmentation, poses or rotated boxes, or an RT-DETR"
         )
     return model.eval(), fingerprint(model)

@@ -109,7 +109,7 @@ class Feeding(_Host):
                 among = f" of classes={self.args.classes}" if self.args.classes is not None else ""
                 raise UserError(
                     f"data={self.args.data}: none of the training images has labels{among}; put a YOLO label file for "
-                    f"each image beside images/ into labels/, or learn from a teacher alone, i.e. kd_names=[car,bus]"
+                    f"each image beside images/ into labels/, or learn from a teacher alone, e.g. kd_names=[car,bus]"
                 )
         return dataset
 
@@ -144,7 +144,7 @@ class Feeding(_Host):
         if batch_size < 2:
             raise UserError(
                 f"kd_unlabeled={self.args.kd_unlabeled} needs an image with labels and one without in each step, and "
-                f"batch={self.args.batch} leaves {batch_size} for each device; use a larger batch, i.e. batch=16"
+                f"batch={self.args.batch} leaves {batch_size} for each device; use a larger batch, e.g. batch=16"
             )
         with torch_distributed_zero_first(rank):
             labeled = self.build_dataset(dataset_path, mode, batch_size)

@@ -22,7 +22,7 @@ def check_label_keys(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
     unlabeled, task = args["kd_unlabeled"], args.get("task") or "detect"
     for key in ("kd_unlabeled", "kd_names"):
         if args[key] == []:
-            raise UserError(f"{key}=[] names nothing; leave it out, or set it, i.e. {key}={KEYS[key].example}")
+            raise UserError(f"{key}=[] names nothing; leave it out, or set it, e.g. {key}={KEYS[key].example}")
     if args["kd_names"]:
         _check_names(args, chosen, task)
     elif unlabeled:
@@ -30,12 +30,12 @@ def check_label_keys(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
         if unlabeled == "rest" and (fraction[0] if isinstance(fraction, (list, tuple)) else fraction) == 1:
             raise UserError(
                 "kd_unlabeled=rest means the training images that fraction= leaves out, and it leaves out none; set "
-                "it, i.e. fraction=0.1, or name a folder, i.e. kd_unlabeled=path/to/images"
+                "it, e.g. fraction=0.1, or name a folder, e.g. kd_unlabeled=path/to/images"
             )
         if args.get("batch") == 1:
             raise UserError(
                 f"kd_unlabeled={unlabeled} needs an image with labels and one without in each step; set batch= to 2 or "
-                f"more, i.e. batch=16"
+                f"more, e.g. batch=16"
             )
 
 
@@ -44,7 +44,7 @@ def _check_names(args: Mapping[str, Any], chosen: tuple[str, ...], task: str) ->
     names = [args["kd_names"]] if isinstance(args["kd_names"], str) else args["kd_names"]
     shown = f"kd_names=[{','.join(names)}]"
     if len({name.strip().lower() for name in names}) < len(names) or not all(name.strip() for name in names):
-        raise UserError(f"{shown} must name each class once, i.e. kd_names=[car,bus]")
+        raise UserError(f"{shown} must name each class once, e.g. kd_names=[car,bus]")
     if not terms(args["method"]):
         raise UserError(
             f"{shown} learns from the teacher alone, without labels, and method={args['method']} learns from labels; "
@@ -71,7 +71,7 @@ def _check_names(args: Mapping[str, Any], chosen: tuple[str, ...], task: str) ->
     if not any(args[part] for name, part in taught.items() if name in chosen) or not words & {"overlap", "bins"}:
         raise UserError(
             f"{shown}: without labels a method has to teach the class output and another, or the same, the box output, "
-            f"and method={args['method']} does not; add bckd, i.e. method={_joined(chosen)}"
+            f"and method={args['method']} does not; add bckd, e.g. method={_joined(chosen)}"
         )
 
 

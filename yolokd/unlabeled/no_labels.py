@@ -114,7 +114,7 @@ def ready(models: Sequence[Any], names: Mapping[int, str], class_map: Mapping[st
             listed = ", ".join(list(known.values())[:12]) + (", ..." if len(known) > 12 else "")
             raise UserError(
                 f"kd_names: the teacher does not know {', '.join(missing)}, and there are no labels to learn it from; "
-                f"it knows {listed}. Leave the name out, say what the teacher calls it, i.e. "
+                f"it knows {listed}. Leave the name out, say what the teacher calls it, e.g. "
                 f"kd_class_map={{{missing[0]}: {next(iter(known.values()), 'name')}}}, or choose another teacher"
             )
 
@@ -130,7 +130,7 @@ def _give_classes(model: Any, names: Mapping[int, str]) -> None:
     except Exception as error:  # whatever is missing: the encoder's package, its weights, a network
         raise UserError(
             f"kd_names={wanted}: the teacher is of open vocabulary, but its text encoder is not at hand "
-            f"({reason(error)}); where it is, set the classes and save the teacher, i.e. "
+            f"({reason(error)}); where it is, set the classes and save the teacher, e.g. "
             f"model = YOLO('teacher.pt'); model.set_classes({wanted}); model.save('teacher-classes.pt')"
         ) from error
     model.names = dict(names)

@@ -50,7 +50,7 @@ def train_split(value: Any, key: str) -> Any:
     if not path.exists():
         raise UserError(
             f"{key}={value}: there is no {path.resolve()}; give a folder of images, a .txt file that lists them, or a "
-            f"dataset YAML, i.e. {key}=path/to/images"
+            f"dataset YAML, e.g. {key}=path/to/images"
         )
     return str(path.resolve())
 
@@ -71,10 +71,10 @@ def files(value: Any, key: str) -> list[str]:
     except UserError as error:
         raise UserError(f"{key}={value}: {error}") from None
     if not found:
-        raise UserError(f"{key}={value}: there are no images in it; give a folder of images, i.e. {key}=path/to/images")
+        raise UserError(f"{key}={value}: there are no images in it; give a folder of images, e.g. {key}=path/to/images")
     if not any(os.path.exists(file) for file in found):
         raise UserError(
-            f"{key}={value}: none of the images listed is there, i.e. {found[0]} is missing; check the list"
+            f"{key}={value}: none of the images listed is there, e.g. {found[0]} is missing; check the list"
         )
     return found
 
