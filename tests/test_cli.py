@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,11 @@ import yaml
 from tests.tiny import save_model, tiny_model
 from yolokd import UserError, __version__, cli, config
 from yolokd.command import inputs
+from yolokd.command.help import GUIDES, help_text
+from yolokd.compare import compare
+from yolokd.drawn.demo import run_demo
 from yolokd.environment import installed
+from yolokd.inspection import inspect as inspect_image
 from yolokd.losses import LOSSES
 
 
@@ -450,7 +455,41 @@ def test_short_modes(capsys):
     assert cli.main(["cfg"]) == 0
     text = capsys.readouterr().out
     assert all(f"\n{name}:" in text and key.meaning in text for name, key in config.KEYS.items())
-    assert not set(config.KEYS) & set(cli.help_text().replace("=", " ").split()) - {"teacher", "method"}
+    assert not set(config.KEYS) & set(help_text({}).replace("=", " ").split()) - {"teacher", "method"}
+
+
+@pytest.mark.parametrize("mode", list(cli.MODES))
+def test_each_mode_has_a_help_of_its_own(mode, capsys):
+    assert cli.main(["help", mode]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"yolokd {mode}: {cli.MODES[mode].text}")
+    assert "takes no arguments" in text if mode not in GUIDES else f"e.g. yolokd {mode} " in text
+    assert cli.main([mode, "--help"]) == cli.main(["-h", mode]) == 0
+    assert capsys.readouterr().out == 2 * text
+
+
+@pytest.mark.parametrize("mode, function", [("compare", compare), ("demo", run_demo), ("inspect", inspect_image)])
+def test_the_help_has_each_argument_with_its_default(mode, function, capsys):
+    assert cli.main(["help", mode]) == 0
+    rows = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines() if "  " in line}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            assert len(rows[name].split()) > 2, name
+            assert (
+                name == "methods"
+                or parameter.default in (None, parameter.empty)
+                or str(parameter.default) in rows[name]
+            )
+
+
+def test_help_of_what_is_no_mode(capsys):
+    assert cli.main(["help", "trian"]) == cli.main(["help", "train", "val"]) == 2
+    assert "help knows no 'trian'; it takes one of train, compare" in capsys.readouterr().err
+
+
+def test_an_unknown_key_of_the_demo_points_to_its_help(capsys):
+    assert cli.main(["demo", "wxyz=1"]) == 2
+    assert "see `yolokd help demo`" in capsys.readouterr().err
 
 
 def test_methods_tells_of_each_what_is_ours(capsys):

@@ -82,7 +82,7 @@ def run_demo(words: list[str]) -> int:
     given = parse(words, known)
     for key, value in given.items():
         if key not in known:
-            raise UserError(unknown_key(key, known))
+            raise UserError(unknown_key(key, known, "see `yolokd help demo`"))
         wanted = (int, float) if isinstance(known[key], float) else type(known[key])
         if known[key] is not None and (not isinstance(value, wanted) or (value is True) > (wanted is bool)):
             raise UserError(f"{key}={value} is not valid: it must be like {key}={known[key]}")
@@ -156,18 +156,15 @@ def _text(name: str) -> Callable[[], str]:
     return text
 
 
-def help_text() -> str:
-    """Return the help: the modes, and where the rest is said."""
-    modes = "\n".join(f"  {name:<10} {mode.text}" for name, mode in MODES.items())
-    return (
-        f"yolokd MODE key=value ...   knowledge distillation for Ultralytics YOLO\n\n{modes}\n\n"
-        f"e.g. yolokd train model=yolov8n.pt teacher=yolov8s.pt data=mine.yaml method=dfmsd epochs=100 imgsz=640\n"
-        f"     yolokd train model=yolov8n.pt teacher=yolov8s.pt data=mine.yaml cfg=pcd.yaml\n"
-        f"     yolokd train resume model=runs/detect/train/weights/last.pt\n\n"
-        f"Keys: `yolokd cfg` for ours, `yolo cfg` for Ultralytics'. Methods: `yolokd methods`.\n"
-        f"Exit codes: 0 done, 1 failure, 2 a mistake in what was asked, 130 interrupted (Ctrl-C), 143 terminated "
-        f"(SIGTERM).\nYOLOKD_TRACEBACK=1 shows tracebacks."
-    )
+def run_help(words: list[str]) -> int:
+    """Print the help of all modes, or of the one that is named."""
+    from yolokd.command.help import help_text, mode_text
+
+    texts = {name: mode.text for name, mode in MODES.items()}
+    if len(words) > 1 or (words and words[0] not in texts):
+        raise UserError(f"help knows no '{' '.join(words)}'; it takes one of {', '.join(texts)}, or nothing")
+    print(mode_text(words[0], texts[words[0]]) if words else help_text(texts))
+    return DONE
 
 
 MODES: dict[str, Mode] = {
@@ -186,7 +183,7 @@ MODES: dict[str, Mode] = {
     "cfg": Mode(show(_text("cfg_text")), "our keys with meaning and default"),
     "checks": Mode(run_checks, "versions, torchvision, bfloat16, GPU"),
     "version": Mode(show(_text("versions")), "version"),
-    "help": Mode(show(help_text), "this text"),
+    "help": Mode(run_help, "this text, or `yolokd help MODE` for the keys of one"),
 }
 MISUSES = {"-h": "help", "--help": "help", "-v": "version", "--version": "version"}
 
@@ -198,7 +195,7 @@ def split_mode(words: Sequence[str]) -> tuple[str, list[str]]:
         UserError: If there is no mode.
     """
     if asked := [MISUSES[word] for word in words if word in MISUSES]:
-        return asked[0], []
+        return asked[0], [word for word in words if word in MODES][:1] if asked[0] == "help" else []
     if words[0] in MODES:
         return words[0], list(words[1:])
     merged = list(words)

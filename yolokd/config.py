@@ -149,14 +149,14 @@ def check(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def unknown_key(name: str, base: Mapping[str, Any]) -> str:
-    """Return the message for a key that is not in the base, with the nearest ones that are."""
+def unknown_key(name: str, base: Mapping[str, Any], place: str = "see `yolokd cfg` and `yolo cfg`") -> str:
+    """Return the message for a key that is not in the base, with the nearest ones that are, or where they are said."""
     first, last = name.split("_")[0], name.split("_")[-1]
     alike = [k for k in base if k.startswith(f"{first}_") and k.endswith(f"_{last}")] if first != last else []
     close = list(dict.fromkeys([*alike, *get_close_matches(name, base, n=3)]))
     close = close or [k for k in base if k.startswith(f"{first}_")]
     shown = ", ".join(f"{k}={base[k]}" if base[k] is not None else f"{k}=" for k in close[:12])
-    return f"'{name}' is not a key" + (f"; similar: {shown}" if close else "; see `yolokd cfg` and `yolo cfg`")
+    return f"'{name}' is not a key" + (f"; similar: {shown}" if close else f"; {place}")
 
 
 def recipes() -> list[str]:
