@@ -63,8 +63,9 @@ def _unit(name: str, refusal: Refusal) -> str:
 
 
 NOTE = (
-    "A part of a method that does not work is switched off by the key in the cell; a refusal says so too. A student "
-    "stands with a teacher of its own kind (RT-DETR with a YOLO one), a teacher with a YOLOv8 detection student."
+    "A part of a method that does not work is switched off by the key in the cell; a refusal says so too. The "
+    "student columns hold for a teacher of the same kind (a YOLO one for RT-DETR), the teacher columns for a YOLOv8 "
+    "detection student."
 )
 
 
