@@ -75,7 +75,6 @@ def fit_weights(
         def before(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             if name not in targets:  # a layer that is passed more than once
                 return
-            give_back()  # what layers before have freed lies in pieces, and adds up
             places, target = targets.pop(name)
             target = target.to(images.dtype)
             values = _patches(inputs[0], module, places)
@@ -133,6 +132,7 @@ def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator
 
     def convolve(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(inputs: torch.Tensor) -> torch.Tensor:
+            give_back()  # what the layers before have freed lies in pieces, and adds up
             first = forward(inputs[:CHUNK])
             output = first.new_empty(len(inputs), *first.shape[1:])
             output[:CHUNK] = first
