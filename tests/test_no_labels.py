@@ -160,6 +160,12 @@ def test_a_run_is_evaluated_where_there_are_labels(tmp_path: Path, data: Path, t
     assert trainer.validator.metrics.names == dict(enumerate(WANTED))
 
 
+def test_renumbered_letters_keep_their_case() -> None:
+    label = {"cls": np.array([[0], [1], [2]], dtype=np.float32), "bboxes": np.full((3, 4), 0.5, dtype=np.float32)}
+    renumber([label], {0: "A", 1: "a", 2: "b"}, {0: "a", 1: "B"})
+    assert label["cls"].tolist() == [[0], [1]]  # b is B, where nothing else is; A is no a
+
+
 def test_renumbered_labels_by_hand() -> None:
     label = {
         "cls": np.array([[2.0], [0.0], [1.0]], np.float32),

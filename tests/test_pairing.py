@@ -66,6 +66,16 @@ def test_a_wanted_level_that_is_not_shared_is_refused() -> None:
         link(tiny_model("yolov8n-p2"), SAME, teacher_of(), [4, 8], [])
 
 
+def test_names_that_differ_by_case_alone_are_told_apart() -> None:
+    letters = dict(enumerate(["A", "B", "a", "b"]))
+    assert match_classes(letters, letters) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert match_classes(letters, {0: "b", 1: "A", 2: "B", 3: "a"}) == [(0, 1), (1, 2), (2, 3), (3, 0)]
+    assert match_classes(letters, {0: "a"}) == [(2, 0)]  # an A is no a
+    assert match_classes({0: "A"}, {0: "a", 1: "A"}) == [(0, 1)]
+    assert match_classes({0: "A b"}, {0: "a-b", 1: "A_b"}) == [(0, 0)]
+    assert match_classes(letters, {0: "x", 1: "y"}, {"a": "x", "A": "y"}) == [(0, 1), (2, 0)]
+
+
 def test_names_are_folded() -> None:
     assert fold("Traffic-Light ") == fold("traffic_light") == "traffic light"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
 from yolokd.errors import UserError
@@ -20,7 +21,8 @@ def match_classes(
 ) -> list[Match]:
     """Return the index pairs of the classes that both sides have, in the student's order.
 
-    A class that the map names has the teacher's classes that it says, others those of the same folded name. Several of
+    A class that the map names has the teacher's classes that it says, others that of the very name, else of the same
+    folded name, unless the data has several that are folded alike and so tells them apart by such signs. Several of
     the data's classes may have the same one of the teacher's: each then learns from it. Where one of the data's classes
     has several, an image shows it as surely as the likeliest of them.
 
@@ -35,19 +37,32 @@ def match_classes(
     Raises:
         UserError: If the map has a name that one side does not know.
     """
-    own = {fold(name): name for name in student.values()}
-    known = {fold(name): index for index, name in teacher.items()}
-    mapped: dict[str, int | tuple[int, ...]] = {}
-    theirs = {fold(name): name for name in teacher.values()}
+    own, known = finder(student), finder(teacher)
+    mapped: dict[int, int | tuple[int, ...]] = {}
     for name, wanted in (class_map or {}).items():
-        _check(name, own, "the data")
+        index = _known(name, own, student, "the data")
         names = [wanted] if isinstance(wanted, str) else list(wanted)
-        for item in names:
-            _check(item, theirs, "the teacher")
-        indices = tuple(dict.fromkeys(known[fold(item)] for item in names))
-        mapped[fold(name)] = indices[0] if len(indices) == 1 else indices
-    found = {**known, **mapped}
-    return [(index, found[fold(name)]) for index, name in student.items() if fold(name) in found]
+        indices = tuple(dict.fromkeys(_known(item, known, teacher, "the teacher") for item in names))
+        mapped[index] = indices[0] if len(indices) == 1 else indices
+    alike = Counter(map(fold, student.values()))
+    exact = {str(name) for name in teacher.values()}
+    matches: list[Match] = []
+    for index, name in student.items():
+        sure = str(name) in exact or alike[fold(name)] == 1
+        found = mapped.get(index, known(name) if sure else None)
+        if found is not None:
+            matches.append((index, found))
+    return matches
+
+
+def finder(names: Mapping[int, str]) -> Callable[[str], int | None]:
+    """Return the function from a name to its class: that of the very name, else the first folded alike."""
+    exact: dict[str, int] = {}
+    folded: dict[str, int] = {}
+    for index, name in names.items():
+        exact.setdefault(str(name), index)
+        folded.setdefault(fold(name), index)
+    return lambda name: exact.get(str(name), folded.get(fold(name)))
 
 
 def learned_names(names: Mapping[int, str], classes: int | Sequence[int] | None) -> dict[int, str]:
@@ -75,13 +90,14 @@ def data_classes(matches: list[Match]) -> dict[int, int]:
     return found
 
 
-def _check(name: str, known: Mapping[str, str], side: str) -> None:
-    """Refuse a name of the map that a side does not know, with those most like it."""
-    if fold(name) in known:
-        return
+def _known(name: str, find: Callable[[str], int | None], names: Mapping[int, str], side: str) -> int:
+    """Return the class of a name of the map, or refuse one that a side does not know, with those most like it."""
+    index = find(name)
+    if index is not None:
+        return index
+    known = {fold(value): value for value in names.values()}
     close = [known[item] for item in get_close_matches(fold(name), known, n=3)]
-    shown = list(known.values())
-    hint = f"did you mean {' or '.join(close)}?" if close else f"it knows {some(dict(enumerate(shown)))}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"it knows {some(names)}"
     raise UserError(f"kd_class_map names '{name}', and {side} has no class of that name; {hint}")
 
 

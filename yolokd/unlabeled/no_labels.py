@@ -71,8 +71,8 @@ def renumber(labels: list[dict[str, Any]], old: Mapping[int, str], new: Mapping[
         old (Mapping[int, str]): Class names by which they are numbered.
         new (Mapping[int, str]): Class names to number them by.
     """
-    index = {fold(name): number for number, name in new.items()}
-    table = np.array([index.get(fold(old[number]), -1) for number in range(max(old) + 1)])
+    index: dict[int, Any] = dict(match_classes(old, new))
+    table = np.array([index.get(number, -1) for number in range(max(old) + 1)])
     for label in labels:
         found = table[label["cls"].reshape(-1).astype(int)]
         keep = found >= 0
