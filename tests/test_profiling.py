@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from tests.tiny import overrides_for
-from yolokd import cli
+from yolokd import cli, memory
 from yolokd.costs.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, _arms, profile, steps_peak, text
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio
-from yolokd.memory import peak_bytes
+from yolokd.memory import give_back, peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -142,3 +144,27 @@ def test_the_command_draws_its_own_data_and_measures_memory(
 def test_what_is_missing_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library cannot be asked for it")
+def test_memory_that_lies_in_pieces_is_given_back() -> None:
+    process = psutil.Process()
+    pieces = [torch.ones(24_000) for _ in range(2_000)]  # 96 kB each, too small for pages of their own
+    del pieces[::2]
+    before = process.memory_info().rss
+    give_back()
+    assert before - process.memory_info().rss > 48e6
+    assert all(float(piece.sum()) == 24_000 for piece in pieces[::100])
+
+
+def test_where_it_cannot_be_given_back_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", missing)
+    memory._trim.cache_clear()
+    try:
+        give_back()
+        assert memory._trim() is None
+    finally:
+        memory._trim.cache_clear()
