@@ -80,11 +80,19 @@ def test_for_logit_methods_other_classes_are_refused(tmp_path: Path, tiny_data: 
 
 
 @pytest.mark.parametrize(
-    ("trained", "teacher_ap", "warned"),
-    [(True, 0.5, False), (True, 0.2, True), (True, 0.1, True), (False, 0.1, False), (False, 0.0, True)],
+    ("trained", "init", "teacher_ap", "warned"),
+    [
+        (True, "none", 0.5, False),
+        (True, "none", 0.2, True),
+        (True, "none", 0.1, True),
+        (True, "teacher", 0.1, False),
+        (False, "auto", 0.1, False),
+        (False, "auto", 0.0, True),
+    ],
 )
 def test_a_teacher_that_is_not_better_is_warned_about(
     trained: bool,
+    init: str,
     teacher_ap: float,
     warned: bool,
     tmp_path: Path,
@@ -93,11 +101,11 @@ def test_a_teacher_that_is_not_better_is_warned_about(
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A student from random weights has what it can do from the teacher, which is no reason to doubt that one."""
+    """What a student has from a fit to the teacher is no reason to doubt that one."""
     values = iter([0.2, teacher_ap])
     monkeypatch.setattr(preflight, "quick_ap50", lambda *args: next(values))
     given = {"model": str(save_model(tiny_model(seed=3), tmp_path / "student.pt"))} if trained else {}
-    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_init="none" if trained else "auto", **given)
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_init=init, **given)
     expected = f"AP50 on 4 validation images: teacher {teacher_ap:.3f}, student at the start 0.200"
     assert any(expected in message for message in said)
     assert any("teacher is not better than the student" in message for message in said) is warned

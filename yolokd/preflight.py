@@ -177,7 +177,8 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
             return False
         names = trainer.data["names"]
         student = quick_ap50(trainer.ema.ema, batches, {i: i for i in names})
-        own, others = 0.0 if trainer._random_start else student, []  # what a fit has given is no reason to doubt it
+        fitted = trainer._random_start or trainer.args.kd_init == "teacher"
+        own, others = 0.0 if fitted else student, []  # what the teacher has given is no reason to doubt it
         if given is not None:
             before = deepcopy(trainer.ema.ema)
             before.load_state_dict(given)
