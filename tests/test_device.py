@@ -10,8 +10,8 @@ import torch
 
 from tests.elsewhere import elsewhere, values
 from tests.tiny import NAMES, tiny_batch, tiny_criterion, tiny_model
+from yolokd.evaluation.quick import quick_ap50
 from yolokd.losses import LOSSES
-from yolokd.preflight import quick_ap50
 from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import select_weights
 

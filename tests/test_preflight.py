@@ -18,7 +18,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 from tests.tiny import save_model, set_up, tiny_model
 from yolokd import DistillationTrainer, preflight
 from yolokd.errors import UserError
-from yolokd.preflight import QUICK_BATCHES, check_run, quick_ap50
+from yolokd.evaluation.quick import quick_ap50
+from yolokd.preflight import QUICK_BATCHES, check_run
 
 Teacher = Callable[[str], Path]
 

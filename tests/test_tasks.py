@@ -33,6 +33,7 @@ from tests.tiny import overrides_for, rows, tiny_args, tiny_criterion
 from yolokd import TRAINERS, cli, preflight
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
+from yolokd.evaluation.quick import detect
 from yolokd.export import check_export
 from yolokd.losses import LOSSES
 from yolokd.outputs import View, read_output
@@ -434,7 +435,7 @@ def test_detections_of_every_task_are_upright_boxes_in_pixels(task: str) -> None
     model = task_model("yolov8n", task, seed=1).eval()
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
-        found = preflight.detect(model, images)
+        found = detect(model, images)
         raw = model(images)[0]
     assert [rows.shape[1] for rows in found] == [6, 6]
     assert sum(map(len, found)) > 0
