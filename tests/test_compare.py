@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.utils import YAML
 
 from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, cli, config
 from yolokd.command.grammar import parse
 from yolokd.compare import KEYS, _command, _inputs, _worker, compare
 from yolokd.compare import worker as compare_worker
-from yolokd.compare.plan import arm_names, data_hash, devices, differing, make_plan, names, runs_of, seed_list
+from yolokd.compare.identity import data_hash, differing, identify
+from yolokd.compare.plan import arm_names, devices, make_plan, names, runs_of, seed_list
 from yolokd.compare.plan import train_arguments as checked
 from yolokd.compare.prepare import prepare
 from yolokd.compare.result import CompareResult
@@ -186,7 +189,8 @@ def test_another_comparison_is_told_by_what_differs(
     )
     told = "; ".join(differing(plan, other))
     for word in (
-        "model (yolov8n.yaml there, yolov8s.yaml now)",
+        "model (yolov8n.yaml ",
+        " there, yolov8s.yaml ",
         "teacher (another content)",
         "epochs (4 there, 5 now)",
     ):
@@ -202,6 +206,33 @@ def test_every_arm_is_checked_before_anything_runs(tiny_data: Path, tiny_teacher
         plan_for(tiny_data, tiny_teacher("yolov8n"), train=checked({**TRAIN, "pcd_gain": 0}))
     with pytest.raises(UserError, match="needs a teacher"):
         plan_for(tiny_data, tiny_teacher("yolov8n"), teachers=[])
+
+
+def test_inputs_that_change_under_the_same_name_are_others(tmp_path: Path, tiny_data: Path) -> None:
+    """An architecture that was edited, weights to begin from, and images without labels."""
+    model, start, pool = tmp_path / "student.yaml", tmp_path / "start.pt", tmp_path / "pool"
+    architecture = yaml_model_load("yolov8n.yaml")
+    YAML.save(model, {**architecture, "width_multiple": 0.125})
+    start.write_bytes(b"one")
+    pool.mkdir()
+    (pool / "a.jpg").write_bytes(b"one")
+    arguments = {"model": str(model), "data": str(tiny_data), "pretrained": str(start), "kd_unlabeled": str(pool)}
+    first = identify(arguments, [], "val")
+    assert identify(arguments, [], "val") == first
+
+    def changed() -> set[str]:
+        now = identify(arguments, [], "val")
+        return {key for key in now if now[key] != first[key]}
+
+    YAML.save(model, {**architecture, "width_multiple": 0.25})
+    assert changed() == {"model"}
+    YAML.save(model, {**architecture, "width_multiple": 0.125})
+    start.write_bytes(b"two")
+    assert changed() == {"pretrained"}
+    start.write_bytes(b"one")
+    (pool / "b.jpg").write_bytes(b"two")
+    assert changed() == {"kd_unlabeled"}
+    assert identify({"model": "yolov8n.yaml", "data": str(tiny_data)}, [], "val")["model"] != first["model"]
 
 
 def test_data_hash_sees_labels_and_images(tmp_path: Path) -> None:

@@ -32,6 +32,17 @@ def start(student: Any, teachers: list[Any], init: str, at_random: bool, freeze:
     return any(not torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
+def test_a_fused_teacher_is_of_no_family(said: list[str]) -> None:
+    teacher = tiny_model("yolov8s", seed=2).fuse(verbose=False)
+    why = "no teacher is of the student's family (a fused one is of none; save it without fuse())"
+    assert not start(tiny_model(seed=1), [teacher], "auto", True)
+    assert said[-1] == f"distillation: {why}, so it starts from random weights"
+    assert not start(tiny_model(seed=1), [teacher], "auto", False)
+    assert said[-1] == f"distillation: {why}, so it keeps its weights"
+    with pytest.raises(UserError, match=r"e\.g\. yolov8x for yolov8n \(a fused one is of none"):
+        start(tiny_model(seed=1), [teacher], "teacher", True)
+
+
 def test_when_a_student_starts_from_its_teacher(said: list[str]) -> None:
     """Random students do by default, others when asked, and another family never."""
     teacher, other = tiny_model("yolov8s", seed=2), tiny_model("yolo11n")

@@ -11,12 +11,12 @@ from typing import Any
 
 from yolokd import trust
 from yolokd.command.inputs import check_place
+from yolokd.compare.identity import differing
 from yolokd.compare.plan import (
     DEFAULT_METHODS,
     DEFAULT_SEEDS,
     arm_names,
     devices,
-    differing,
     make_plan,
     runs_of,
     seed_list,

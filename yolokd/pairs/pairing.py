@@ -57,10 +57,12 @@ def link(
     learned = learned_names(names, classes)
     pairs = [pair for pair in match_classes(names, teacher.names, class_map) if pair[0] in learned]
     if needs_classes and not pairs:
+        single = list(names.values()) == ["item"]  # what the host's single_cls makes of all classes
+        example = f"{{item: [{', '.join(list(teacher.names.values())[:3])}]}}" if single else "{car: automobile}"
         raise UserError(
             f"method={'+'.join(needs_classes)} compares class logits, but the teacher knows none of the data's classes "
             f"({some(learned)}); it knows {some(teacher.names)}. Name those that are called otherwise, e.g. "
-            f"kd_class_map={{car: automobile}}, add teacher_epochs=20 to fine-tune the teacher on the data first, or "
+            f"kd_class_map={example}, add teacher_epochs=20 to fine-tune the teacher on the data first, or "
             f"use a feature method, e.g. method=dfmsd"
         )
     unknown = [name for index, name in learned.items() if index not in {i for i, _ in pairs}]

@@ -15,14 +15,18 @@ from yolokd.teachers.neck import input_channels
 
 
 def same_family(student: Any, teacher: Any) -> bool:
-    """Return whether two detectors are built of the same kinds of layers, joined in the same way, at any scale."""
+    """Return whether two detectors are built of the same kinds of layers, joined in the same way, at any scale.
+
+    A fused one is of no family: its layers are not those that a student has.
+    """
 
     def plan(model: Any) -> list[Any]:
         return [(type(layer), layer.f) for layer in model.model]
 
     heads = student.model[-1], teacher.model[-1]
     same_bins = getattr(heads[0], "reg_max", 0) == getattr(heads[1], "reg_max", 0)
-    return plan(student) == plan(teacher) and same_bins and input_channels(student) == input_channels(teacher)
+    whole = not (student.is_fused() or teacher.is_fused())
+    return whole and plan(student) == plan(teacher) and same_bins and input_channels(student) == input_channels(teacher)
 
 
 def select_weights(student: Any, teacher: Any, classes: Mapping[int, int]) -> float:

@@ -60,15 +60,18 @@ def start_from_teacher(
     frozen = () if random else tuple(f"model.{index}." for index in layers)
     teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
     if teacher is None:
+        fused = " (a fused one is of none; save it without fuse())" if any(t.is_fused() for t in teachers) else ""
         if args.kd_init == "teacher" or args.method == "fit":
             word = "method=fit" if args.method == "fit" else "kd_init=teacher"
             raise UserError(
                 f"{word} needs a teacher of the student's family, built of the same layers at another scale, "
-                f"e.g. yolov8x for yolov8n. Leave it out, or take such a teacher"
+                f"e.g. yolov8x for yolov8n{fused}. Leave it out, or take such a teacher"
             )
         if random:
-            LOGGER.info("distillation: no teacher is of the student's family, so it starts from random weights")
+            LOGGER.info(f"distillation: no teacher is of the student's family{fused}, so it starts from random weights")
         else:
+            if fused:
+                LOGGER.info(f"distillation: no teacher is of the student's family{fused}, so it keeps its weights")
             _fit_new(student, teachers, images, names, args, new, frozen)
         return None
     learned = learned_names(names, args.classes)
