@@ -146,6 +146,13 @@ def test_no_known_class_is_refused_for_logit_methods_with_the_way_out() -> None:
         tiny_criterion("dfmsd+pcd", "yolov8n", tiny_model(names=("dog", "cat"), seed=2))
 
 
+def test_one_class_made_of_all_is_refused_with_the_map_that_helps() -> None:
+    """The host's single_cls calls it item; teachers of the very classes do not know that name."""
+    single = tiny_model(names=("item",), seed=1)
+    with pytest.raises(UserError, match=rf"e\.g\. kd_class_map=\{{item: \[{', '.join(NAMES)}\]\}}, add teacher_epochs"):
+        link(single, {0: "item"}, teacher_of(), None, ["pcd"])
+
+
 def test_no_known_class_is_fine_for_feature_methods() -> None:
     student, _ = tiny_criterion("dfmsd", "yolov8n", tiny_model(names=("dog", "cat"), seed=2))
     assert float(student(tiny_batch())[1]["dfmsd_loss"]) > 0
