@@ -90,7 +90,7 @@ KEY_CASES = [
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(("name", "value"), KEY_CASES, ids=[f"{n}={v}" for n, v in KEY_CASES])
 def test_a_wrong_value_of_any_key_of_ours(name, value, files, capsys):
-    example = "" if name == "method" else f"i\\.e\\. {name}={re.escape(config.KEYS[name].example)}"
+    example = "" if name == "method" else f"e\\.g\\. {name}={re.escape(config.KEYS[name].example)}"
     patterns = (f"{name}={re.escape(typed(value))[:40]}", "must be", example)
     words = [word.format(**vars(files)) for word in TRAIN.split()]
     fails([*words, f"{name}={typed(value)}"], patterns, files, capsys)
