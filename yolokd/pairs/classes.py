@@ -37,7 +37,7 @@ def match_classes(
     Raises:
         UserError: If the map has a name that one side does not know.
     """
-    own, known = finder(student), finder(teacher)
+    own, known = _finder(student), _finder(teacher)
     mapped: dict[int, int | tuple[int, ...]] = {}
     for name, wanted in (class_map or {}).items():
         index = _known(name, own, student, "the data")
@@ -55,7 +55,7 @@ def match_classes(
     return matches
 
 
-def finder(names: Mapping[int, str]) -> Callable[[str], int | None]:
+def _finder(names: Mapping[int, str]) -> Callable[[str], int | None]:
     """Return the function from a name to its class: that of the very name, else the first folded alike."""
     exact: dict[str, int] = {}
     folded: dict[str, int] = {}
