@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from tests.tiny import IMGSZ, tiny_model
 from tests.widening import CLASSES, raw, widened
-from yolokd.students import fitted
+from yolokd.students import fitted, regression
 from yolokd.students.channels import raw_outputs
-from yolokd.students.fitted import RIDGES, fit_weights
+from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import same_family, select_weights
+from yolokd.students.regression import RIDGES, add_up
 
 IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
 
@@ -33,12 +34,9 @@ def seen(model: Any, name: str, images: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def by_hand(values: list[float], target: list[float], learned: int, prior: float) -> tuple[float, float]:
-    weight, explained = fitted._regress(
-        torch.tensor(values).double()[None, :, None],
-        torch.tensor(target).double()[:, None],
-        learned,
-        torch.tensor([[prior]]).double(),
-    )
+    inputs = torch.tensor(values).double()[None, :, None]
+    sums = add_up(lambda rows: inputs[:, rows], torch.tensor(target).double()[:, None], learned, width=1)
+    weight, explained = sums.regress(torch.tensor([[prior]]).double())
     return weight.item(), explained
 
 
@@ -96,6 +94,7 @@ def expected(groups: list[Any], held_out: np.ndarray[Any, Any]) -> tuple[np.ndar
 def test_one_layer_against_an_oracle(family: str, name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole maps, unfolded by torch and solved by numpy, give the same outputs, and nothing else is touched."""
     monkeypatch.setattr(fitted, "POSITIONS", (10**6, 10**6, 1))
+    monkeypatch.setattr(regression, "PIECE", 1000)  # many pieces, none of which ends where what is held out begins
     student, teacher = tiny_model(f"{family}n", seed=1).double(), tiny_model(f"{family}s", seed=2).double()
     images, layers = IMAGES.double(), dict(student.named_modules())
     conv, after = layers[name], layers.get(norm) if norm else None

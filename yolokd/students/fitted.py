@@ -13,12 +13,11 @@ from ultralytics.nn.modules.conv import Conv
 from yolokd.memory import give_back
 from yolokd.students.channels import channel_flow, evenly, is_depthwise, raw_outputs
 from yolokd.students.inherited import class_layers
+from yolokd.students.regression import Sums, add_up
 
 CHUNK = 16  # images that a layer works on at a time
 HELD_OUT = 0.25  # share of the images on which a layer's ridge is chosen
 POSITIONS = (16384, 32768, 8)  # fewest, most, and per unknown
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of the inputs' squares, summed over places
-ORIGINS = (0.0, 1.0)  # of the filters that are there, what a ridge draws to
 
 Places = tuple[torch.Tensor, ...]
 
@@ -76,24 +75,23 @@ def fit_weights(
             if name not in targets:  # a layer that is passed more than once
                 return
             places, target = targets.pop(name)
-            target = target.to(images.dtype)
-            values = _patches(inputs[0], module, places)
-            centre = values.mean(1, keepdim=True)
-            values -= centre
+            learned = int((places[0] < first_out).sum())  # places are in order of the images
+            width = unknowns[name] * module.groups
+            sums = add_up(lambda rows: _patches(inputs[0], module, places, rows), target, learned, width)
             index = rows.to(target.device) if name in heads else torch.arange(len(module.weight), device=target.device)
             prior = module.weight[index]
             if name in norms:
                 norm = own[norms[name]]
                 prior = prior * (norm.weight / (norm.running_var + norm.eps).sqrt()).view(-1, 1, 1, 1)
-            weight, share = _regress(values, target, int((places[0] < first_out).sum()), prior)
+            weight, share = sums.regress(prior)
             if not torch.isfinite(weight).all():
                 return
             explained[name] = share
             if name in norms:
-                _set_normalised(module, own[norms[name]], weight, values, centre, target)
+                _set_normalised(module, own[norms[name]], weight, sums)
             else:
                 module.weight[index] = weight
-                module.bias[index] = target.mean(0) - _apply(centre, weight)[0]
+                module.bias[index] = sums.middle - sums.mean(weight)
 
         return before
 
@@ -183,7 +181,7 @@ def _targets(
     fewest, most, each = POSITIONS
     wanted = {name: min(max(each * unknowns[name], fewest), most) for name in watched}
     # In one piece from the start: what lies between the maps of a forward keeps their memory from being given back.
-    places = {name: torch.empty(3, rows, dtype=torch.long, device=images.device) for name, rows in wanted.items()}
+    places = {name: torch.empty(3, rows, dtype=torch.int32, device=images.device) for name, rows in wanted.items()}
     kept = torch.float16 if images.dtype is torch.float32 else images.dtype
     found = {name: images.new_empty(rows, len(picks[name]), dtype=kept) for name, rows in wanted.items()}
     filled = dict.fromkeys(watched, 0)
@@ -211,10 +209,10 @@ def _targets(
     return {name: (places[name][:, :rows].unbind(), found[name][:rows]) for name, rows in filled.items() if rows}
 
 
-def _patches(inputs: torch.Tensor, conv: Any, places: Places) -> torch.Tensor:
-    """Return what a convolution sees at its output's places, with shape (groups, M, unknowns of a filter)."""
+def _patches(inputs: torch.Tensor, conv: Any, places: Places, rows: slice) -> torch.Tensor:
+    """Return what a convolution sees at some of its places, with shape (groups, rows, unknowns of a filter)."""
     (height, width), (down, across), (top, left) = conv.kernel_size, conv.stride, conv.padding
-    image, row, column = places
+    image, row, column = (each[rows].long() for each in places)
     seen = inputs.new_empty(len(image), inputs.shape[1], height * width)  # (M, C, k)
     for index in range(height * width):
         y = row * down + index // width * conv.dilation[0] - top
@@ -225,72 +223,14 @@ def _patches(inputs: torch.Tensor, conv: Any, places: Places) -> torch.Tensor:
     return seen.transpose(0, 1) if conv.groups > 1 else seen.flatten(1)[None]
 
 
-def _regress(
-    values: torch.Tensor, target: torch.Tensor, learned: int, prior: torch.Tensor
-) -> tuple[torch.Tensor, float]:
-    """Return the filters that predict a target best, and the share of its variance explained on what is held out.
-
-    Args:
-        values (torch.Tensor): Inputs with shape (groups, M, D), with mean 0 over M.
-        target (torch.Tensor): What to predict, with shape (M, C); C is the number of groups where there are several.
-        learned (int): How many of the M come before those held out, which choose the ridge, and whether it draws to
-            zero or to the prior; all of the M give the filters then.
-        prior (torch.Tensor): Filters, C x D numbers.
-
-    Returns:
-        filters (torch.Tensor): Filters with the prior's shape.
-        explained (float): 1 - squared error / squared distance from the mean, on what is held out.
-    """
-    several = len(values) > 1
-    outputs = target.T[:, :, None] if several else target[None]
-    start = prior.flatten(1)[:, :, None] if several else prior.flatten(1).T[None]
-    x, y = values, outputs - outputs.mean(1, keepdim=True)
-    few = x.shape[1] < x.shape[2]  # then what is learned lies in the span of the inputs
-    basis = torch.linalg.qr(x.transpose(1, 2)).Q if few else None
-    z = x if basis is None else x @ basis
-    rest = [y - origin * (x @ start) for origin in ORIGINS]
-    both = (slice(learned), slice(learned, None)) if learned else (slice(None),) * 2  # a single image judges itself
-    known, judged = ((z[:, rows], [part[:, rows] for part in rest]) for rows in both)
-    grams = [z.transpose(1, 2) @ z for z, _ in (known, judged)]
-    sides = [[z.transpose(1, 2) @ part for part in parts] for z, parts in (known, judged)]
-    means = [gram.diagonal(dim1=1, dim2=2).sum(1) / x.shape[2] for gram in grams]
-    errors = {}
-    for ridge in RIDGES:
-        for origin, weight in enumerate(_solve(grams[0], sides[0], ridge * means[0])):
-            errors[ridge, origin] = float((judged[0] @ weight - judged[1][origin]).square().sum())
-    ridge, origin = min(errors, key=errors.__getitem__)
-    (weight,) = _solve(grams[0] + grams[1], [sides[0][origin] + sides[1][origin]], ridge * (means[0] + means[1]))
-    weight = ORIGINS[origin] * start + (weight if basis is None else basis @ weight)
-    explained = 1 - errors[ridge, origin] / max(float(y[:, both[1]].square().sum()), 1e-12)
-    return (weight[..., 0] if several else weight[0].T).reshape(prior.shape), explained
-
-
-def _solve(gram: torch.Tensor, sides: list[torch.Tensor], strength: torch.Tensor) -> list[torch.Tensor]:
-    """Return the solutions (groups, D, C) of regular systems with one matrix, in double precision inside."""
-    matrix = gram.to(torch.float64, copy=True)
-    matrix.diagonal(dim1=1, dim2=2).add_(strength.double().clamp_min(1e-12)[:, None])
-    factor, _ = torch.linalg.cholesky_ex(matrix)
-    del matrix  # as large as what is to come
-    return [torch.cholesky_solve(side.double(), factor).to(gram) for side in sides]
-
-
-def _apply(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the outputs of filters with shape (M, C)."""
-    if len(values) > 1:
-        return torch.einsum("gmd,gd->mg", values, weight.flatten(1))
-    return values[0] @ weight.flatten(1).T
-
-
-def _set_normalised(
-    conv: Any, norm: Any, weight: torch.Tensor, values: torch.Tensor, centre: torch.Tensor, target: torch.Tensor
-) -> None:
+def _set_normalised(conv: Any, norm: Any, weight: torch.Tensor, sums: Sums) -> None:
     """Give a convolution its filters at the size they had, and the normalisation behind it what makes up for that."""
-    spread = _apply(values, weight).std(0)
+    spread = sums.variance(weight).sqrt()
     size, former = weight.flatten(1).norm(dim=1), conv.weight.flatten(1).norm(dim=1)
     alive = (spread > 1e-6) & (size > 1e-12)
     scale = (former / size.clamp_min(1e-12)).view(-1, 1, 1, 1)
     conv.weight.copy_(torch.where(alive.view(-1, 1, 1, 1), weight * scale, conv.weight))
-    norm.running_mean.copy_(_apply(centre, conv.weight)[0])
-    norm.running_var.copy_(_apply(values, conv.weight).var(0))
+    norm.running_mean.copy_(sums.mean(conv.weight))
+    norm.running_var.copy_(sums.variance(conv.weight))
     norm.weight.copy_(torch.where(alive, spread * (1 + norm.eps / norm.running_var).sqrt(), 0.0))
-    norm.bias.copy_(target.mean(0))
+    norm.bias.copy_(sums.middle)
