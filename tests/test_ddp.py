@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed, multiprocessing, nn
+from ultralytics import YOLO
 from ultralytics.engine import trainer as host
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
-from tests.tiny import overrides_for, rows, set_up, tiny_batch, tiny_criterion, tiny_model
+from tests.tiny import overrides_for, rows, save_model, set_up, tiny_batch, tiny_criterion, tiny_model
 from yolokd import DistillationTrainer
 from yolokd.clock import start_batch, start_epoch
 from yolokd.errors import UserError
@@ -112,6 +113,35 @@ def test_the_built_in_distillation_is_handed_on_too(
     )
     launch(trainer, monkeypatch)
     assert rows(trainer.save_dir)[0]["train/dis_loss"] > 0
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_workers_know_what_a_student_file_brings(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, pretrained: bool
+) -> None:
+    """The host builds a student of a file where the run is launched; its workers are handed the model alone."""
+    student = save_model(tiny_model(names=("cat", "dog", "car", "tree"), seed=1), tmp_path / "student.pt")
+    given = overrides_for(tmp_path, tiny_data, method="bckd", teacher=tiny_model("yolov8s", seed=2), epochs=1)
+    seen: list[tuple[bool, list[int]]] = []
+
+    def start(model: Any, teachers: Any, images: Any, names: Any, args: Any, random: bool, new: Any) -> None:
+        seen.append((random, sorted(new)))
+
+    monkeypatch.setattr("yolokd.trainer.start_from_teacher", start)
+    trained: list[DistillationTrainer] = []
+    original = DistillationTrainer.train
+
+    def train(trainer: DistillationTrainer) -> Any:
+        trained.append(trainer)
+        if len(trained) > 1:
+            return original(trainer)
+        monkeypatch.setattr(DistillationTrainer, "train", original)
+        return launch(trainer, monkeypatch)
+
+    monkeypatch.setattr(DistillationTrainer, "train", train)
+    YOLO(str(student)).train(trainer=DistillationTrainer, **{**given, "model": str(student), "pretrained": pretrained})
+    assert seen == [(not pretrained, [0, 1, 2])]
+    assert not hasattr(load_checkpoint(Path(trained[0].save_dir) / "weights" / "last.pt")[0], "kd_brought")
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -93,6 +93,7 @@ class Distilling(Configured, Ending, Feeding):
                 built = super().get_model(cfg=cfg, weights=weights, verbose=verbose)
                 student = as_it_is(built, cfg, weights, self.data)
                 self._new_classes = new_classes(student, weights, known, self.data["names"])
+                student.kd_brought = self._random_start, self._new_classes  # workers are handed the model alone
                 return student
         except UserError:
             discard_run(self)
@@ -101,6 +102,8 @@ class Distilling(Configured, Ending, Feeding):
     def set_model_attributes(self) -> None:
         """Attach the distillation criterion, before the host compiles, freezes, wraps and optimizes the model."""
         super().set_model_attributes()
+        brought = vars(unwrap_model(self.model)).pop("kd_brought", (self._random_start, self._new_classes))
+        self._random_start, self._new_classes = brought
         if not self.methods and not (self.fits and not self.resume):
             return
         stride = self._stride()  # the host rounds the size later only
@@ -122,7 +125,6 @@ class Distilling(Configured, Ending, Feeding):
             models, names = [teacher for teacher, _ in loaded], self.data["names"]
             if self.methods:
                 check_pairs(model, teachers, self.methods, self.args)  # before a fit takes its time
-            brought = self._random_start, self._new_classes
             given = start_from_teacher(model, models, self.sample_images, names, self.args, *brought)
             self._given_weights = given if self.methods else None
         if self.fits:
