@@ -180,6 +180,7 @@ def test_a_validation_set_without_labels_is_said(tmp_path: Path, tiny_teacher: T
     "teacher_ap, few, why",
     [
         (0.4, 0, "no teacher is better"),
+        (0.5, 0, "no teacher is better"),
         (0.6, 100, "fitted ones begin lower, and {steps} steps are few to make up for that"),
         (0.6, 1, ""),
     ],

@@ -109,7 +109,7 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
                 LOGGER.warning(f"{PREFIX}{label} is not better than the student; distillation can hardly help")
             others.append(found)
         steps, why = len(trainer.train_loader) * trainer.epochs, ""
-        if given is not None and others and max(others) < own:
+        if given is not None and others and max(others) <= own:
             why = "no teacher is better"
         elif given is not None and student < own and steps < FEW_STEPS:
             why = f"fitted ones begin lower, and {steps} steps are few to make up for that"
