@@ -77,7 +77,7 @@ def fit_weights(
             places, target = targets.pop(name)
             learned = int((places[0] < first_out).sum())  # places are in order of the images
             width = unknowns[name] * module.groups
-            sums = add_up(lambda rows: _patches(inputs[0], module, places, rows), target, learned, width)
+            sums = add_up(lambda part: _patches(inputs[0], module, places, part), target, learned, width)
             index = rows.to(target.device) if name in heads else torch.arange(len(module.weight), device=target.device)
             prior = module.weight[index]
             if name in norms:

@@ -36,7 +36,7 @@ class Sums:
     sides: list[torch.Tensor]
     energy: float
 
-    def columns(self, filters: torch.Tensor) -> torch.Tensor:
+    def _columns(self, filters: torch.Tensor) -> torch.Tensor:
         """Return filters of shape (C, ...) as columns for their groups' inputs, with shape (groups, D, outputs)."""
         return filters.flatten(1)[:, :, None] if len(self.centre) > 1 else filters.flatten(1).T[None]
 
@@ -45,11 +45,11 @@ class Sums:
 
     def mean(self, filters: torch.Tensor) -> torch.Tensor:
         """Return the means of filters' outputs with shape (C,)."""
-        return (self.centre @ self.columns(filters)).flatten()
+        return (self.centre @ self._columns(filters)).flatten()
 
     def variance(self, filters: torch.Tensor) -> torch.Tensor:
         """Return the variances of filters' outputs with shape (C,)."""
-        seen = self._seen(self.columns(filters))
+        seen = self._seen(self._columns(filters))
         squares = seen * (self.grams[0] @ seen + self.grams[1] @ seen)
         return (squares.sum(1).flatten() / self.count).clamp_min(0)
 
@@ -66,7 +66,7 @@ class Sums:
             filters (torch.Tensor): Filters with the prior's shape.
             explained (float): 1 - squared error / squared distance from the mean, on what is held out.
         """
-        start = self.columns(prior)
+        start = self._columns(prior)
         near = self._seen(start)
         means = [gram.diagonal(dim1=1, dim2=2).sum(1) / start.shape[1] for gram in self.grams]
         rest = [
