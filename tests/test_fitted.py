@@ -154,12 +154,31 @@ def test_places_of_a_layer_that_is_passed_twice(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fitted, "CHUNK", 2)
     model, images = Twice().double(), IMAGES.double()  # float32 is kept in half precision
     picks, layers = {"model.0": torch.tensor([2, 0])}, {"model.0": model.model[0]}
-    (places, target) = fitted._targets(model, images, layers, picks, {"model.0": 3})["model.0"]
+    (places, target) = fitted._targets(model, images, layers, picks, {"model.0": 3}, ["model.0"])["model.0"]
     assert target.shape == (300, 2) and [len(index) for index in places] == [300] * 3
     with torch.no_grad():
         once = model.model[0](images)
         both = [maps[places[0], :, places[1], places[2]][:, [2, 0]] for maps in (once, model.model[0](once))]
     assert bool(torch.isclose(torch.stack(both), target, atol=1e-6).all(-1).any(0).all())
+
+
+@pytest.mark.parametrize("early", [0, 40000, 1 << 40])
+def test_neither_bytes_nor_looking_at_the_teacher_twice_change_a_fit(
+    early: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are taken as bytes too, and targets of later layers are found later, at the same places."""
+    pictures = (IMAGES * 255).round().to(torch.uint8)
+    expected, found, teacher = tiny_model(seed=3), tiny_model(seed=3), tiny_model("yolov8s", seed=2)
+    shares = fit_weights(expected, teacher, pictures.float() / 255, CLASSES)
+    looks = []
+    monkeypatch.setattr(fitted, "EARLY", early)
+    monkeypatch.setattr(
+        fitted, "_targets", lambda *args, real=fitted._targets: looks.append(len(args[-1])) or real(*args)
+    )
+    assert fit_weights(found, teacher, pictures, CLASSES) == shares
+    assert len(looks) == 1 + (early < 1 << 40) and min(looks) > 0
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

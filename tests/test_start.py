@@ -147,7 +147,7 @@ def test_training_starts_there(tmp_path: Path, tiny_data: Path, init: str) -> No
     teacher = widened(tiny_model(seed=1), tiny_model("yolov8s", seed=2))
     path = save_model(teacher, tmp_path / "teacher.pt")
     trainer = set_up(tmp_path, tiny_data, model="yolov8n.yaml", teacher=str(path), method="bckd", kd_init=init)
-    images = trainer.sample_images()
+    images = trainer.sample_images() / 255
     for model in (trainer.model, trainer.ema.ema):
         assert torch.allclose(raw(model, images), raw(teacher, images), rtol=0.02, atol=0.02) == (init == "auto")
 
@@ -208,7 +208,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def greys(images: torch.Tensor) -> list[int]:
-    return [round(float(image[:, IMGSZ // 2, IMGSZ // 2].mean()) * 255) for image in images]
+    return [round(float(image[:, IMGSZ // 2, IMGSZ // 2].float().mean())) for image in images]
 
 
 def test_sampled_images(tmp_path: Path, photos: Path) -> None:
@@ -217,7 +217,7 @@ def test_sampled_images(tmp_path: Path, photos: Path) -> None:
     before, files = (random.getstate(), torch.get_rng_state()), sorted(photos.parent.rglob("*"))
     images = trainer.sample_images()
     assert images.shape == (6, 3, IMGSZ, IMGSZ) and greys(images) == [0, 40, 80, 120, 160, 200]
-    assert torch.all((images[1, :, : IMGSZ // 4 - 1] * 255).round() == 114)  # 64 x 32 within 64 x 64
+    assert images.dtype is torch.uint8 and torch.all(images[1, :, : IMGSZ // 4 - 1] == 114)  # 64 x 32 within 64 x 64
     assert greys(trainer.sample_images(number=(1, 3))) == [0, 80, 160]
     assert greys(trainer.sample_images(2 * IMGSZ**2, (1, 9))) == [0, 120]
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])

@@ -18,6 +18,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 from tests.tiny import NAMES, tiny_batch, tiny_criterion, tiny_model
 from yolokd.errors import UserError
 from yolokd.outputs import Output, View, read_output
+from yolokd.teachers.convolutions import Pointwise, through_onednn
 from yolokd.teachers.neck import neck_channels
 from yolokd.teachers.teacher import Teacher, bfloat16_is_fast, fingerprint, is_untrained, load_teacher
 
@@ -338,3 +339,32 @@ def test_a_compiled_teacher_gives_the_same() -> None:
     found = compiled.prepare(torch.device("cpu"), compiled.branches, "float32", compiled=True)(images)
     for own, other in zip(found.feats, expected.feats):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [1, 3, 16])
+def test_pointwise_convolutions_are_sums_over_channels(number: int) -> None:
+    """Written out, in both layouts; with autocast or a gradient PyTorch's own convolution runs."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 4, 1, stride=2)
+    maps = torch.randn(number, 6, 8, 10)
+    expected = torch.einsum("oc,bchw->bohw", conv.weight[..., 0, 0], maps[:, :, ::2, ::2]) + conv.bias[:, None, None]
+    through_onednn(nn.Sequential(conv))
+    assert type(conv) is Pointwise
+    for layout in (torch.contiguous_format, torch.channels_last):
+        seen = maps.contiguous(memory_format=layout)
+        with torch.no_grad():
+            assert torch.allclose(conv(seen), expected, atol=1e-5)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert conv(seen).dtype is torch.bfloat16
+    conv(maps.requires_grad_()).sum().backward()
+    assert torch.allclose(maps.grad[:, :, ::2, ::2], conv.weight.sum(0)[:, 0, 0][:, None, None].expand(6, 4, 5))
+
+
+def test_pointwise_convolutions_of_a_teacher_on_the_cpu_alone_are_changed() -> None:
+    plain, compiled = prepared(tiny_model("yolo11n")), Teacher(*load_teacher(tiny_model("yolo11n")))
+    compiled.prepare(CPU, ["one2many"], "float32", compiled=True)
+    kinds = [
+        {type(m) for m in t.model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)}
+        for t in (plain, compiled)
+    ]
+    assert kinds == [{Pointwise}, {nn.Conv2d}]

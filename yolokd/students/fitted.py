@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from yolokd.students.regression import Sums, add_up
 CHUNK = 16  # images that a layer works on at a time
 HELD_OUT = 0.25  # share of the images on which a layer's ridge is chosen
 POSITIONS = (16384, 32768, 8)  # fewest, most, and per unknown
+EARLY = 1 << 24  # numbers of targets that are at hand while the finest maps are
 
 Places = tuple[torch.Tensor, ...]
 
@@ -41,7 +43,7 @@ def fit_weights(
     Args:
         student (nn.Module): The student, not fused.
         teacher (nn.Module): A teacher of the same family, not fused.
-        images (torch.Tensor): Images with shape (B, C, H, W) in [0, 1].
+        images (torch.Tensor): Images with shape (B, C, H, W) in [0, 1], or in bytes.
         classes (Mapping[int, int]): The teacher's class for each of the student's that it knows.
         chosen (Callable[[str], bool]): Whether a layer is fitted, by its name.
         partners (Mapping[str, str] | None): The teacher's layer for each of the student's that has another name there.
@@ -65,13 +67,18 @@ def fit_weights(
             picks[name] = evenly(wanted, available)
     watched = {name: theirs[norms.get(name, name)] for name in picks if len(picks[name])}
     unknowns = {name: own[name].weight[0].numel() for name in watched}
-    targets = _targets(teacher, images, watched, picks, unknowns)
+    early = _first_layers(unknowns, picks)
+    late = [name for name in watched if name not in early]
+    targets = _targets(teacher, images, watched, picks, unknowns, early)
     rows = torch.tensor([*classes], dtype=torch.long)
     first_out = len(images) - max(round(len(images) * HELD_OUT), 1)
     explained: dict[str, float] = {}
 
     def fit(name: str) -> Callable[..., None]:
         def before(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            if name in late:
+                targets.update(_targets(teacher, images, watched, picks, unknowns, late))
+                late.clear()
             if name not in targets:  # a layer that is passed more than once
                 return
             places, target = targets.pop(name)
@@ -96,8 +103,9 @@ def fit_weights(
         return before
 
     fits = [(own[name], fit(name)) for name in watched]
+    entry = next(name for name, module in own.items() if isinstance(module, nn.Conv2d))
     with torch.no_grad(), raw_outputs(student), _in_pieces(own, norms), _hooks(fits, before=True):
-        student(images)
+        student(images if entry in norms else _pixels(images))
     give_back()
     return explained
 
@@ -131,11 +139,11 @@ def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator
     def convolve(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(inputs: torch.Tensor) -> torch.Tensor:
             give_back()  # what the layers before have freed lies in pieces, and adds up
-            first = forward(inputs[:CHUNK])
+            first = forward(_pixels(inputs[:CHUNK]))
             output = first.new_empty(len(inputs), *first.shape[1:])
             output[:CHUNK] = first
             for start in range(CHUNK, len(inputs), CHUNK):
-                output[start : start + CHUNK] = forward(inputs[start : start + CHUNK])
+                output[start : start + CHUNK] = forward(_pixels(inputs[start : start + CHUNK]))
             return output
 
         return run
@@ -165,32 +173,54 @@ def _in_pieces(modules: Mapping[str, Any], norms: Mapping[str, str]) -> Iterator
             activation.inplace = False
 
 
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    """Return images, or maps, as numbers: bytes in [0, 1], and others as they are."""
+    return images.float() / 255 if images.dtype is torch.uint8 else images
+
+
+def _places(unknowns: int) -> int:
+    """Return at how many places an output is looked at, by the unknowns of a filter."""
+    fewest, most, each = POSITIONS
+    return min(max(each * unknowns, fewest), most)
+
+
+def _first_layers(unknowns: Mapping[str, int], picks: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the first layers, up to the one with which their targets are as many numbers as `EARLY`."""
+    sizes = {name: _places(number) * len(picks[name]) for name, number in unknowns.items()}
+    ends = dict(zip(sizes, accumulate(sizes.values())))
+    return [name for name, end in ends.items() if end - sizes[name] <= EARLY]
+
+
 def _targets(
     teacher: Any,
     images: torch.Tensor,
     watched: Mapping[str, Any],
     picks: Mapping[str, torch.Tensor],
     unknowns: Mapping[str, int],
+    kept: Collection[str],
 ) -> dict[str, tuple[Places, torch.Tensor]]:
     """Return the teacher's outputs at places drawn at random, as many as the unknowns of a filter ask for.
 
+    Places are drawn for all watched layers, so that they are the same whichever of them are kept.
+
     Returns:
-        (dict[str, tuple]): For each layer the places, that is image, row and column with shape (M,) in order of the
-            images, and the chosen channels there with shape (M, C), in half precision where the images are in single.
+        (dict[str, tuple]): For each kept layer the places, that is image, row and column with shape (M,) in order of
+            the images, and the chosen channels there with shape (M, C), in half precision but for images in double.
     """
-    fewest, most, each = POSITIONS
-    wanted = {name: min(max(each * unknowns[name], fewest), most) for name in watched}
+    wanted = {name: _places(unknowns[name]) for name in kept}
     # In one piece from the start: what lies between the maps of a forward keeps their memory from being given back.
     places = {name: torch.empty(3, rows, dtype=torch.int32, device=images.device) for name, rows in wanted.items()}
-    kept = torch.float16 if images.dtype is torch.float32 else images.dtype
-    found = {name: images.new_empty(rows, len(picks[name]), dtype=kept) for name, rows in wanted.items()}
-    filled = dict.fromkeys(watched, 0)
+    dtype = torch.float16 if images.dtype in {torch.float32, torch.uint8} else images.dtype
+    found = {name: images.new_empty(rows, len(picks[name]), dtype=dtype) for name, rows in wanted.items()}
+    filled = dict.fromkeys(wanted, 0)
     generator = torch.Generator().manual_seed(0)
 
     def note(name: str, start: int, count: int) -> Callable[..., None]:
         def after(module: Any, inputs: Any, output: torch.Tensor) -> None:
             height, width = output.shape[2:]
             flat = torch.randperm(count * height * width, generator=generator)
+            if name not in wanted:
+                return
             number = min(max(wanted[name] * count // len(images), 1), wanted[name] - filled[name])
             flat = flat[:number].sort().values.to(output.device)
             image, row, column = flat // (height * width), flat // width % height, flat % width
@@ -203,7 +233,7 @@ def _targets(
 
     with torch.no_grad(), raw_outputs(teacher):
         for start in range(0, len(images), CHUNK):
-            part = images[start : start + CHUNK]
+            part = _pixels(images[start : start + CHUNK])
             with _hooks([(module, note(name, start, len(part))) for name, module in watched.items()]):
                 teacher(part)
     return {name: (places[name][:, :rows].unbind(), found[name][:rows]) for name, rows in filled.items() if rows}
@@ -213,11 +243,11 @@ def _patches(inputs: torch.Tensor, conv: Any, places: Places, rows: slice) -> to
     """Return what a convolution sees at some of its places, with shape (groups, rows, unknowns of a filter)."""
     (height, width), (down, across), (top, left) = conv.kernel_size, conv.stride, conv.padding
     image, row, column = (each[rows].long() for each in places)
-    seen = inputs.new_empty(len(image), inputs.shape[1], height * width)  # (M, C, k)
+    seen = inputs.new_empty(len(image), inputs.shape[1], height * width, dtype=conv.weight.dtype)  # (M, C, k)
     for index in range(height * width):
         y = row * down + index // width * conv.dilation[0] - top
         x = column * across + index % width * conv.dilation[1] - left
-        found = inputs[image, :, y.clamp(0, inputs.shape[2] - 1), x.clamp(0, inputs.shape[3] - 1)]
+        found = _pixels(inputs[image, :, y.clamp(0, inputs.shape[2] - 1), x.clamp(0, inputs.shape[3] - 1)])
         found[(y < 0) | (y >= inputs.shape[2]) | (x < 0) | (x >= inputs.shape[3])] = 0  # the padding
         seen[:, :, index] = found
     return seen.transpose(0, 1) if conv.groups > 1 else seen.flatten(1)[None]

@@ -61,7 +61,8 @@ def fit_classes(
     Args:
         student (nn.Module): The student, not fused.
         teacher (nn.Module): A teacher, not fused.
-        images (Callable[[], torch.Tensor]): Returns images with shape (B, C, H, W) in [0, 1], on the models' device.
+        images (Callable[[], torch.Tensor]): Returns images with shape (B, C, H, W) in [0, 1], or in bytes, on the
+            models' device.
         classes (Mapping[int, int]): The teacher's class for each of the student's whose row is fitted.
         chosen (Callable[[str], bool]): Whether a layer is fitted, by its name.
 

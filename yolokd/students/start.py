@@ -41,7 +41,7 @@ def start_from_teacher(
         student (nn.Module): The student.
         teachers (Sequence[nn.Module]): Teachers in float32, not fused, which are moved to where a fit is computed; the
             first one of the student's family is taken.
-        images (Callable[[], torch.Tensor]): Returns images of the data with shape (B, C, H, W) in [0, 1].
+        images (Callable[[], torch.Tensor]): Returns images of the data with shape (B, C, H, W) in [0, 1], or in bytes.
         names (Mapping[int, str]): The data's class names.
         args (Any): The run's arguments.
         random (bool): Whether the student's weights are random.

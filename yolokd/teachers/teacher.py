@@ -17,6 +17,7 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from yolokd.errors import UserError
 from yolokd.outputs import Output, View, read_output
+from yolokd.teachers.convolutions import through_onednn
 from yolokd.teachers.heads import class_names, reduce_head, skip_boxes, task_of, text_embeddings, why_not_dense
 from yolokd.teachers.images import Sight
 from yolokd.teachers.neck import Neck, input_channels, model_strides, neck_channels
@@ -203,6 +204,8 @@ class Teacher:
         if device.type == "mps":  # which computes wrong numbers on maps laid out otherwise
             self.layout = torch.contiguous_format
         self.model.to(device, memory_format=self.layout)
+        if device.type == "cpu" and not compiled:
+            through_onednn(self.model)
         self._run = torch.compile(self.model) if compiled else self.model
         if dtype != "auto":
             self.dtype = DTYPES[dtype]
