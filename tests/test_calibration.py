@@ -106,10 +106,16 @@ def test_a_batch_without_a_usable_unit_gradient_is_skipped_for_that_unit(slope: 
     assert calibration.gains["cwd"] == pytest.approx(0.3 * 7 / 2)
 
 
-def test_what_rounding_leaves_of_a_gradient_is_not_brought_to_its_share() -> None:
+def test_what_rounding_leaves_of_a_gradient_is_said_and_not_brought_to_its_share(said: list[str]) -> None:
     calibration = GainCalibration({"pkd": 0.3, "cwd": 0.3})
     measure(calibration, task=2.0, pkd=2e-5, cwd=2e-12)
     assert calibration.gains == {"pkd": pytest.approx(0.3 * 2.0 / 2e-5), "cwd": pytest.approx(0.3 * 1e6)}
+    for _ in range(BATCHES - 1):
+        measure(calibration, task=2.0, pkd=2e-5, cwd=2e-12)
+    assert [message for message in said if "rounding" in message] == [
+        "WARNING ⚠️ distillation: the gradient of cwd is nothing but rounding, since student and teacher agree where it acts; it "
+        "can hardly teach anything yet"
+    ]
 
 
 def test_a_window_waits_for_the_unit_that_was_skipped() -> None:

@@ -125,6 +125,7 @@ MISTAKES = [
     ("train model={root}/missing.pt teacher={teacher} data={data}", ["model=", "missing.pt", "there is no file"]),
     ("train model=yolov8s teacher={teacher} data={data}", ["yolov8s.pt", "could not be downloaded", "put the file at"]),
     ("train model=yolov8nn.pt teacher={teacher} data={data}", ["yolov8nn.pt", "did you mean yolov8n"]),
+    ("train model=runs/yolov8nn.pt teacher={teacher} data={data}", ["nor an official model of that name; Give"]),
     ("train model={root}/text.pt teacher={teacher} data={data}", ["text.pt", "no PyTorch checkpoint"]),
     ("train model={root}/empty.pt teacher={teacher} data={data}", ["empty.pt", "empty"]),
     ("train model={root}/cut.pt teacher={teacher} data={data}", ["cut.pt", "cut off"]),
@@ -220,6 +221,13 @@ def test_a_folder_that_cannot_be_written_is_said(files, capsys, tmp_path, monkey
     assert cli.main([*words, f"project={tmp_path}/runs"]) == 2
     assert f"project={tmp_path}/runs: {tmp_path} is not writable" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_said(files, capsys, tmp_path):
+    (tmp_path / "first").write_text("notes")
+    words = command("train model={student} teacher={teacher} data={data}", files)
+    assert cli.main([*words, f"project={tmp_path}", "name=first", "exist_ok=True"]) == 2
+    assert f"name=first: {tmp_path}/first is a file, not a folder; choose another name=" in capsys.readouterr().err
 
 
 def test_train_hands_everything_to_the_trainer(files, started, capsys):
@@ -321,6 +329,18 @@ def test_an_interrupted_training_says_how_to_go_on(files, started, monkeypatch, 
         (UserError("pcd is zero"), True, 2, ["yolokd: pcd is zero"]),
         (RuntimeError("CUDA out of memory\nmore"), False, 1, ["failed: RuntimeError: CUDA out of memory\n"]),
         (OSError(errno.ENOSPC, "No space left on device"), True, 1, ["no space left on the disk"]),
+        (
+            ModuleNotFoundError("No module named 'lap'", name="lap"),
+            False,
+            1,
+            ["'lap' is not installed", "pip install lap"],
+        ),
+        (
+            subprocess.CalledProcessError(3, ["python"]),
+            False,
+            1,
+            ["failed: a process that was started ended with code 3"],
+        ),
     ],
 )
 def test_errors_of_a_training_become_codes(error, begun, code, parts, files, monkeypatch, capsys, tmp_path):

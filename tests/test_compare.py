@@ -334,6 +334,10 @@ def test_interrupted_runs_see_the_images_of_uninterrupted_ones(space: Path, monk
     for measures in (cut, whole):
         assert measures["epochs_done"] == 4 and len(measures["steps"]) == 4 and measures["last"]
         assert 0 < sum(measures["steps"]) < measures["wall_s"] and measures["peak_bytes"] > 50e6
+    stages = [
+        yaml.safe_load((space / "seed0" / arm / "args.yaml").read_text())["pcd_stages"] for arm in ("none", "pcd")
+    ]
+    assert stages == [config.DEFAULTS["pcd_stages"], 1]  # keys of a method reach its own arms alone
     lines = (space / "seed0" / "pcd" / "progress.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
 
@@ -638,3 +642,6 @@ def test_models_side_by_side(
     assert capsys.readouterr().out == said and said.endswith("images: 64 pixels\n")
     assert cli.main(["val", f"teacher={best[0]}", data]) == cli.MISTAKE
     assert "needs model=" in capsys.readouterr().err
+    other = save_model(tiny_model(names=("dog", "cat")), root / "animals.pt")
+    assert cli.main([*without[:2], f"teacher={other}", *without[3:]]) == cli.MISTAKE
+    assert f"teacher={other}: none of the model's 2 classes is among the dataset's" in capsys.readouterr().err

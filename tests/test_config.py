@@ -336,6 +336,21 @@ def test_validate_refuses(bad, parts):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("method", "found"),
+    [
+        ("bckd", ["pkd_gain", "dfmsd_stages", "sgfi_regions"]),
+        ("gdetkd", ["bckd_beta", "pkd_gain", "dfmsd_stages"]),
+        ("dfmsd+pkd", ["bckd_beta", "sgfi_regions"]),
+        ("none", ["bckd_beta", "pkd_gain", "dfmsd_stages", "sgfi_regions"]),
+        (None, ["bckd_beta", "pkd_gain", "dfmsd_stages", "sgfi_regions"]),
+    ],
+)
+def test_keys_that_no_chosen_method_reads(method, found):
+    keys = ["bckd_beta", "pkd_gain", "kd_gain", "dfmsd_stages", "epochs", "teacher", "sgfi_regions", "pkd_like"]
+    assert sorted(config.unread(method, keys)) == sorted(found)
+
+
 def test_a_teacher_that_is_not_used_is_said(monkeypatch):
     from ultralytics.utils import LOGGER
 

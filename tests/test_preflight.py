@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
-from tests.tiny import save_model, set_up, tiny_model
+from tests.tiny import NAMES, save_model, set_up, tiny_model
 from yolokd import DistillationTrainer, preflight
 from yolokd.errors import UserError
 from yolokd.evaluation.quick import quick_ap50
@@ -256,14 +256,53 @@ def test_it_leaves_generators_loaders_and_the_student_as_they_were(
     assert trainer.criterion.seen == 0
 
 
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2])])
 def test_the_validation_images_are_the_loaders_first_batches(
-    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher
+    batch: int, sizes: list[int], tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher
 ) -> None:
-    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_preflight=False, batch=1)
-    expected = [batch["img"].float() / 255 for _, batch in zip(range(QUICK_BATCHES), trainer.test_loader)]
-    found = [batch["img"] for batch in preflight._first_batches(trainer)]
-    assert len(found) == 2  # the loader's batches hold two images each, and there are four images
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    """The loader's batches hold twice the images of a training batch, and are halved; there are four images."""
+    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_preflight=False, batch=batch)
+    expected = [found["img"].float() / 255 for _, found in zip(range(QUICK_BATCHES), trainer.test_loader)]
+    found = [preflight._on_device(trainer, part)["img"] for part in preflight._first_batches(trainer)]
+    assert [len(part) for part in found] == sizes
+    assert torch.equal(torch.cat(expected), torch.cat(found))
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_halves_lie_within_the_loaders_batches(rect: bool, tmp_path: Path, tiny_teacher: Teacher) -> None:
+    """Images of other shapes are in other batches with rect=True, also where batches are odd."""
+    from PIL import Image
+
+    for split, number in (("train", 4), ("val", 5)):
+        for index in range(number):
+            image = tmp_path / "data" / "images" / split / f"{index}.png"
+            label = tmp_path / "data" / "labels" / split / f"{index}.txt"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            label.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 24 + 10 * index)).save(image)
+            label.write_text("0 0.5 0.5 0.5 0.5")
+    data = tmp_path / "data" / "data.yaml"
+    data.write_text(f"path: {data.parent}\ntrain: images/train\nval: images/val\nnames: [{', '.join(NAMES)}]\n")
+    trainer = prepare(tmp_path, data, str(tiny_teacher("yolov8n")), kd_preflight=False, batch=2, rect=rect)
+    trainer.test_loader = trainer.get_dataloader(trainer.data["val"], batch_size=3, rank=-1, mode="val")
+    parts = [part["img"].shape for part in preflight._first_batches(trainer)]
+    assert [shape[0] for shape in parts] == [2, 1, 1, 1]
+    assert parts[0][1:] == parts[1][1:] and parts[2][1:] == parts[3][1:]
+
+
+@pytest.mark.parametrize("part", ["yolokd.preflight.quick_ap50", "yolokd.preflight.deepcopy"])
+def test_a_teacher_that_does_not_fit_beside_the_student_is_not_compared(
+    part: str, tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on, with the weights that were fitted where there are such."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_preflight=False)
+    monkeypatch.setattr(part, full)
+    assert check_run(trainer, [tiny_model(seed=2)], trainer.ema.ema.state_dict()) is False
+    assert sum("the teacher was not compared: not enough memory" in message for message in said) == 1
 
 
 class Answer(nn.Module):

@@ -260,6 +260,10 @@ def test_runs_with_other_arguments_are_no_pair(runs: list[Path], tmp_path: Path)
     assert "none and pcd are no pairs: they differ in lr0 (0.5, 0.01)" in results["checks"]["notes"]
     arms = by_name(from_runs([other, *runs], device="cpu"))
     assert sorted(arms) == ["none", "none #2", "pcd"] and arms["pcd"]["versus"]["none"]["n"] == 1
+    (other / "args.yaml").write_text(yaml.safe_dump({**args, "lr0": 0.5, "model": "other.yaml"}), encoding="utf-8")
+    notes = from_runs([*runs, other], device="cpu")["checks"]["notes"]
+    assert f"none and none #2 differ in lr0 (0.01, 0.5), model ({args['model']}, other.yaml)" in notes
+    assert f"the runs have model= {args['model']} and other.yaml; only those of equal ones are pairs" in notes
     (other / "args.yaml").write_text(yaml.safe_dump({**args, "epochs": 2}), encoding="utf-8")
     with open(other / "results.csv", "a", encoding="utf-8") as file:
         file.write((runs[0] / "results.csv").read_text(encoding="utf-8").splitlines()[-1] + "\n")
@@ -278,7 +282,9 @@ def test_a_repeated_run_is_paired_with_the_repeated_plain_run(runs: list[Path], 
     again = [tmp_path / str(number) for number in range(len(runs))]
     kept = read_json(again[0] / "predictions.json.gz")
     write_json(again[0] / "predictions.json.gz", {**kept, "detections": []})
-    arms = by_name(from_runs([*runs, *again], device="cpu"))
+    results = from_runs([*runs, *again], device="cpu")
+    assert {"none #2 repeats seeds", "pcd #2 repeats seeds"} <= {*results["checks"]["notes"]}
+    arms = by_name(results)
     assert sorted(arms) == ["none", "none #2", "pcd", "pcd #2"] and arms["none #2"]["mean"]["ap"] == 0
     assert arms["pcd #2"]["versus"]["none"]["n"] == 1 and "repeat" not in arms["pcd"]["runs"][0]
     assert arms["pcd #2"]["versus"]["none"]["difference"] == pytest.approx(arms["pcd #2"]["mean"]["ap"])

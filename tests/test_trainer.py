@@ -392,6 +392,17 @@ def test_a_run_of_an_earlier_version_gets_the_defaults_of_newer_keys(
     assert not any("resume keeps" in message for message in said)
 
 
+def test_keys_of_other_methods_are_said(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str]
+) -> None:
+    """Where their value is another than the default."""
+    keys = {"method": "bckd", "pkd_gain": 0.5, "cwd_gain": 1.0, "bckd_beta": 0.5}
+    DistillationTrainer(overrides=overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n")), **keys))
+    assert [message for message in said if "does not read" in message] == [
+        "WARNING ⚠️ method=bckd does not read pkd_gain=0.5; leave out what belongs to other methods"
+    ]
+
+
 def test_keys_that_a_resume_does_not_take_are_named(copied: Callable[[str], Path], said: list[str]) -> None:
     args = resume(copied("yolov8n"), kd_every=3, dfmsd_mask="random", kd_stop=0.5, kd_safe_load=False).args
     assert (args.kd_every, args.kd_stop, args.kd_safe_load) == (1, 1.0, False)

@@ -87,6 +87,7 @@ class Configured(_Host):
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **overrides}
             consistency.validate(merged)
+            self._tell_unread(str(merged["method"]))
             if self.teacher_objects and merged["teacher_epochs"]:
                 raise UserError(
                     "teacher_epochs= fine-tunes weights from a file, e.g. teacher=yolov8x.pt; give the file"
@@ -113,6 +114,13 @@ class Configured(_Host):
             discard_run(self)
             raise
         self._wind_clock()
+
+    def _tell_unread(self, method: str) -> None:
+        """Say which of the given keys belong to other methods, and so do nothing."""
+        given = [key for key, value in self._given.items() if value != config.DEFAULTS[key]]
+        if RANK == -1 and (unread := config.unread(method, given)):
+            shown = ", ".join(f"{key}={self._given[key]}" for key in unread)
+            LOGGER.warning(f"method={method} does not read {shown}; leave out what belongs to other methods")
 
     def _wind_clock(self) -> bool:
         """Add the clock's callbacks where they are missing, and return whether that of epochs was."""

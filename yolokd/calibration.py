@@ -111,6 +111,13 @@ class GainCalibration:
             self.window += 1
             gains = ", ".join(f"{unit} {self.gains[unit]:.4g}" for unit in units)
             LOGGER.info(f"distillation: gains measured over {BATCHES} batches: {gains}")
+            for unit in units:
+                task_sum, unit_sum, _ = self.sums[unit]
+                if self.shares[unit] and unit_sum < ROUNDING * task_sum:
+                    LOGGER.warning(
+                        f"distillation: the gradient of {unit} is nothing but rounding, since student and teacher "
+                        f"agree where it acts; it can hardly teach anything yet"
+                    )
 
     def state(self) -> dict[str, Any]:
         """Return plain values from which `load` continues."""

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from subprocess import CalledProcessError
 
 from yolokd.command.grammar import HOST_MISTAKES, host_keys, parse
 from yolokd.command.hosted import check_host_keys, hand_over
@@ -250,6 +251,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         what = f"no space left on the disk ({first})" if full else f"{type(error).__name__}: {first}"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            what = f"the package '{error.name}' is not installed; install it, e.g. pip install {error.name}"
+        if isinstance(error, CalledProcessError):  # several GPUs: the workers have said what happened
+            what = f"a process that was started ended with code {error.returncode}; its own messages are above"
         print(f"yolokd: failed: {printable(what)}\nYOLOKD_TRACEBACK=1 before the command shows where", file=sys.stderr)
         return FAILED
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.resources import files
@@ -71,6 +71,17 @@ def methods(value: Any) -> tuple[str, ...]:
     if twice := [name for name in dict.fromkeys(expanded) if expanded.count(name) > 1]:
         raise UserError(f"method={value} names {twice[0]} twice; use {twice[0]}_gain= to give it more weight")
     return tuple(expanded)
+
+
+def unread(value: Any, keys: Iterable[str]) -> list[str]:
+    """Return those of some keys that belong to methods which `method=` does not name, e.g. `pkd_gain` beside `bckd`.
+
+    Args:
+        value (Any): A value of `method=`.
+        keys (Iterable[str]): Names of keys.
+    """
+    others = set(METHODS) - set(methods(value))
+    return [key for key in keys if key in KEYS and key.partition("_")[0] in others]
 
 
 def terms(value: Any) -> tuple[str, ...]:

@@ -80,43 +80,59 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
         (bool): Whether the student should keep its own weights: it is better with them than every teacher, or better
             than with the fitted ones in a run of few steps.
     """
-    why = ""
+    keep = False
     with preserved_rng(seed=0):
         batches = _first_batches(trainer)
         if not any(len(batch["cls"]) for batch in batches):
             LOGGER.warning(f"{PREFIX}no labelled validation images at hand; the teacher was not compared")
             return False
-        names = trainer.data["names"]
-        student = quick_ap50(trainer.ema.ema, batches, {i: i for i in names})
-        fitted = trainer._random_start or trainer.args.kd_init == "teacher"
-        own, others = 0.0 if fitted else student, []  # what the teacher has given is no reason to doubt it
-        if given is not None:
-            before = deepcopy(trainer.ema.ema)
-            before.load_state_dict(given)
-            own = quick_ap50(before, batches, {i: i for i in names})
-            del before
-        for position, model in enumerate(teacher_models):
-            teacher = trainer.criterion.links[position].teacher
-            known = data_classes(match_classes(names, teacher.names, trainer.args.kd_class_map))
-            if not known or teacher.unprompted:
-                continue
-            seen = [{**batch, "img": teacher.sight(batch["img"])} for batch in batches]
-            found = quick_ap50(model.to(trainer.device), seen, known)
-            label = _label(position, teacher_models)
-            text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
-            LOGGER.info(f"{text}student at the start {student:.3f}{f', with its own weights {own:.3f}' * bool(given)}")
-            if found <= own:
-                LOGGER.warning(f"{PREFIX}{label} is not better than the student; distillation can hardly help")
-            others.append(found)
-        steps, why = len(trainer.train_loader) * trainer.epochs, ""
-        if given is not None and others and max(others) <= own:
-            why = "no teacher is better"
-        elif given is not None and student < own and steps < FEW_STEPS:
-            why = f"fitted ones begin lower, and {steps} steps are few to make up for that"
-        if why:
-            LOGGER.info(f"{PREFIX}the student keeps its own weights: {why} (kd_init=teacher takes the fitted ones)")
+        try:
+            keep = _compare(trainer, teacher_models, batches, given)
+        except torch.OutOfMemoryError:
+            LOGGER.warning(f"{PREFIX}the teacher was not compared: not enough memory for it beside the student")
+            torch.cuda.empty_cache()
         if trainer.world_size <= 1:  # methods may wait for the other processes, which are not here
-            _tell_cost(trainer, _batch(trainer, 0, trainer.batch_size))
+            _tell_cost(trainer, _on_device(trainer, _batch(trainer, 0, trainer.batch_size)))
+    return keep
+
+
+def _compare(
+    trainer: Any, teacher_models: Sequence[Any], batches: Sequence[Any], given: Mapping[str, torch.Tensor] | None
+) -> bool:
+    """Say how teachers and student do on some batches, and return whether the student should keep its own weights."""
+    names = trainer.data["names"]
+
+    def found_by(model: Any, classes: Mapping[int, int], sight: Any = lambda images: images) -> float:
+        seen = (_on_device(trainer, batch) for batch in batches)
+        return quick_ap50(model, ({**batch, "img": sight(batch["img"])} for batch in seen), classes)
+
+    student = found_by(trainer.ema.ema, {i: i for i in names})
+    fitted = trainer._random_start or trainer.args.kd_init == "teacher"
+    own, others = 0.0 if fitted else student, []  # what the teacher has given is no reason to doubt it
+    if given is not None:
+        before = deepcopy(trainer.ema.ema)
+        before.load_state_dict(given)
+        own = found_by(before, {i: i for i in names})
+        del before
+    for position, model in enumerate(teacher_models):
+        teacher = trainer.criterion.links[position].teacher
+        known = data_classes(match_classes(names, teacher.names, trainer.args.kd_class_map))
+        if not known or teacher.unprompted:
+            continue
+        found = found_by(model.to(trainer.device), known, teacher.sight)
+        label = _label(position, teacher_models)
+        text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
+        LOGGER.info(f"{text}student at the start {student:.3f}{f', with its own weights {own:.3f}' * bool(given)}")
+        if found <= own:
+            LOGGER.warning(f"{PREFIX}{label} is not better than the student; distillation can hardly help")
+        others.append(found)
+    steps, why = len(trainer.train_loader) * trainer.epochs, ""
+    if given is not None and others and max(others) <= own:
+        why = "no teacher is better"
+    elif given is not None and student < own and steps < FEW_STEPS:
+        why = f"fitted ones begin lower, and {steps} steps are few to make up for that"
+    if why:
+        LOGGER.info(f"{PREFIX}the student keeps its own weights: {why} (kd_init=teacher takes the fitted ones)")
     return bool(why)
 
 
@@ -147,17 +163,28 @@ def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: b
 
 
 def _first_batches(trainer: Any) -> list[dict[str, Any]]:
-    """Return the first validation batches, read past the loader: its iterator would go on from where it was left."""
-    count, size = len(trainer.test_loader.dataset), trainer.test_loader.batch_size
-    return [_batch(trainer, start, size) for start in range(0, min(count, QUICK_BATCHES * size), size)]
+    """Return the first validation batches, halved, as the dataset gives them.
+
+    They are read past the loader, whose iterator would go on from where it was left.
+    """
+    size = trainer.test_loader.batch_size
+    count = min(len(trainer.test_loader.dataset), QUICK_BATCHES * size)
+    ends = [*range(0, count, size), count]  # of the loader's own, which have one shape with rect=True
+    cuts = sorted({*ends, *((first + last + 1) // 2 for first, last in zip(ends, ends[1:]))})
+    return [_batch(trainer, first, last - first) for first, last in zip(cuts, cuts[1:])]
 
 
 def _batch(trainer: Any, start: int, size: int) -> dict[str, Any]:
-    """Return a batch of validation images as the host preprocesses it."""
+    """Return a batch of validation images as the dataset gives it."""
     dataset = trainer.test_loader.dataset
-    batch = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, len(dataset)))])
-    batch = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    return {**batch, "img": batch["img"].float() / 255}
+    batch: dict[str, Any] = dataset.collate_fn([dataset[i] for i in range(start, min(start + size, len(dataset)))])
+    return batch
+
+
+def _on_device(trainer: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch as the host preprocesses it."""
+    moved = {k: v.to(trainer.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    return {**moved, "img": moved["img"].float() / 255}
 
 
 def _tell_cost(trainer: Any, batch: dict[str, Any]) -> None:

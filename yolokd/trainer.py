@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Collection
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -254,6 +255,7 @@ class Distilling(Configured, Ending, Feeding):
         """Add stage, gains, bare means and gradient norms to results.csv."""
         if self.criterion:
             norms = {key: float(self._norms.pop(key, float("nan"))) for key in _NORMS}
+            norms = {key: norm if isfinite(norm) else float("nan") for key, norm in norms.items()}  # of a step left out
             metrics = {**self._blank(metrics), **self.criterion.columns(), **norms}
             self._val_terms = False
             self._guard.tell()

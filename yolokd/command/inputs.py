@@ -92,7 +92,8 @@ def _fetch(key: str, text: str, path: Path) -> str:
     name = Path(check_yolov5u_filename(path.name, verbose=False)).name
     if name not in GITHUB_ASSETS_NAMES:
         here = [p.name for p in path.parent.glob("*.pt")] if path.parent.is_dir() else []
-        close = get_close_matches(path.name, [*here, *sorted(GITHUB_ASSETS_NAMES)], n=1)
+        official = sorted(GITHUB_ASSETS_NAMES) if path.parent == Path() else []  # none of them lies in a folder
+        close = get_close_matches(path.name, [*here, *official], n=1)
         hint = f"did you mean {path.with_name(close[0])}? " if close else ""
         raise UserError(
             f"{key}={text}: there is no file {path.resolve()}, nor an official model of that name; "
@@ -158,6 +159,8 @@ def run_folder(args: SimpleNamespace) -> Path:
     from ultralytics.cfg import get_save_dir
 
     folder = get_save_dir(args)
+    if folder.is_file():
+        check_place(folder, "name", args.name, "name=second")
     check_place(folder, "project", args.project, "project=~/runs")
     return folder
 

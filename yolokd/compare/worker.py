@@ -85,6 +85,8 @@ def train(folder: Path, plan: dict[str, Any], device: str | None) -> dict[str, A
             "name": folder.name,
             "exist_ok": True,
         }
+        for key in config.unread(overrides.get("method"), list(overrides)):  # which the other arms read
+            del overrides[key]
     trainer = MeasuringTrainer(overrides)
     trainer.train()
     trainer.stream.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from ultralytics.utils.nms import non_max_suppression
 from yolokd.task import corners
 
 
-def quick_ap50(model: nn.Module, batches: Sequence[dict[str, Any]], classes: Mapping[int, int]) -> float:
+def quick_ap50(model: nn.Module, batches: Iterable[dict[str, Any]], classes: Mapping[int, int]) -> float:
     """Return AP50 on a few batches, a rough figure that is good for comparing two models.
 
     Args:
         model (nn.Module): A detector; it is put in evaluation mode and back.
-        batches (Sequence[dict[str, Any]]): Preprocessed batches.
+        batches (Iterable[dict[str, Any]]): Preprocessed batches.
         classes (Mapping[int, int]): The model's class index to the data's; other classes are not counted.
     """
     training = model.training

@@ -39,7 +39,10 @@ def side_by_side(
     check_labels(len(truth["annotations"]), data, split)
     rows: list[dict[str, Any]] = []
     for name, weights in models.items():
-        found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, **settings).to_dict()
+        try:
+            found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, **settings).to_dict()
+        except UserError as error:
+            raise UserError(f"{name}={weights}: {error}") from error
         by_class = {f"AP {label}": value for label, value in found["per_class"].items()}
         numbers = {key: found[key] for key in METRICS}
         rows.append({"name": name, "weights": str(weights), **numbers, "host_ap": found["host_ap"], **by_class})

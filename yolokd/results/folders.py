@@ -84,11 +84,12 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     for arm in ordered:
         arm["runs"].sort(key=lambda run: run["seed"])
     teacher, notes = _teacher(args.values(), truth, split, device)
-    notes += _unpaired(ordered)
+    notes += _unpaired(ordered) + _like_named(ordered)
     budget = {key: list(dict.fromkeys(own.get(key) for own in args.values())) for key in ("epochs", "imgsz", "batch")}
+    several = {**budget, "model": list(dict.fromkeys(own["model"] for own in args.values()))}
     notes += [
         f"the runs have {key}= {' and '.join(map(str, found))}; only those of equal ones are pairs"
-        for key, found in budget.items()
+        for key, found in several.items()
         if len(found) > 1
     ]
     head = {
@@ -159,11 +160,30 @@ def _unpaired(arms: Iterable[dict[str, Any]]) -> list[str]:
     for arm in others:
         if {run["pairing"] for run in arm["runs"]} & {run["pairing"] for run in plain["runs"]}:
             continue
-        a, b = (json.loads(each["runs"][0]["pairing"]) for each in (plain, arm))
-        keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
-        said = ", ".join(f"{key} ({a.get(key)}, {b.get(key)})" for key in keys[:4])
-        notes.append(f"none and {arm['name']} are no pairs: they differ in {said}{', ...' if len(keys) > 4 else ''}")
+        said = _difference(*(json.loads(each["runs"][0]["pairing"]) for each in (plain, arm)))
+        notes.append(f"none and {arm['name']} are no pairs: they differ in {said}")
     return notes
+
+
+def _like_named(arms: Iterable[dict[str, Any]]) -> list[str]:
+    """Say of each further arm of a method what tells it from the first one."""
+    notes: list[str] = []
+    first: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        one = first.setdefault(arm["method"], arm)
+        if one is arm:
+            continue
+        both = [{**each["arguments"], **json.loads(each["runs"][0]["pairing"])} for each in (one, arm)]
+        said = _difference(*both)
+        notes.append(f"{one['name']} and {arm['name']} differ in {said}" if said else f"{arm['name']} repeats seeds")
+    return notes
+
+
+def _difference(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """Return the keys in which two runs' arguments differ, with both values."""
+    keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    said = ", ".join(f"{key} ({a.get(key)}, {b.get(key)})" for key in keys[:4])
+    return said + ", ..." * (len(keys) > 4)
 
 
 def _ours(args: dict[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def start_from_teacher(
         text = "" if random else " (kd_init=none keeps its own)"
     if frozen:
         text = f", frozen layers keep theirs{text}"
+    if not random and args.kd_init == "auto":  # what would be put back has class layers that answer
+        _fit_new(student, [teacher], lambda: seen, names, args, new, frozen, told=False)
     given = {key: value.detach().clone() for key, value in student.state_dict().items()}
     student.load_state_dict(fitted.state_dict())
     LOGGER.info(
@@ -128,6 +130,7 @@ def _fit_new(
     args: Any,
     new: Collection[int],
     frozen: tuple[str, ...],
+    told: bool = True,
 ) -> None:
     """Fit the rows of class layers that given weights do not bring, to the first teacher that has them."""
     learned = learned_names(names, args.classes).keys() & set(new)
@@ -144,6 +147,8 @@ def _fit_new(
         )
         if share is not None:
             student.load_state_dict(fitted.state_dict())
+            if not told:
+                return
             LOGGER.info(
                 f"distillation: the student's class layers had nothing for {some({i: names[i] for i in classes})}, and "
                 f"were fitted to the teacher's logits, of which they explain {share:.0%} "
