@@ -113,8 +113,8 @@ def test_what_rounding_leaves_of_a_gradient_is_said_and_not_brought_to_its_share
     for _ in range(BATCHES - 1):
         measure(calibration, task=2.0, pkd=2e-5, cwd=2e-12)
     assert [message for message in said if "rounding" in message] == [
-        "WARNING ⚠️ distillation: the gradient of cwd is nothing but rounding, since student and teacher agree where it acts; it "
-        "can hardly teach anything yet"
+        "WARNING ⚠️ distillation: the gradient of cwd is nothing but rounding, since student and teacher agree where it "
+        "acts; it can hardly teach anything yet"
     ]
 
 

@@ -158,9 +158,23 @@ def rows_by_level(regions: torch.Tensor, real: torch.Tensor, strides: Sequence[i
     Returns:
         (list[torch.Tensor]): For each level, indices into the B * R regions, int64; rows that do not count are nowhere.
     """
-    level = assigned_level(regions, strides).masked_fill(~real, len(strides)).flatten()
-    counts = (level == torch.arange(len(strides) + 1, device=level.device)[:, None]).sum(1)
-    return list(torch.split(level.argsort(stable=True), counts.tolist())[: len(strides)])
+    return split_by_level(assigned_level(regions, strides).flatten(), real.flatten(), len(strides))
+
+
+def split_by_level(level: torch.Tensor, real: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """Return the indices of the rows of each level, read back to the host once for all of them.
+
+    Args:
+        level (torch.Tensor): Level of each row with shape (N,), int64.
+        real (torch.Tensor): Which rows count, shape (N,), bool.
+        count (int): Number of levels.
+
+    Returns:
+        (list[torch.Tensor]): For each level, indices into the N rows in order, int64.
+    """
+    kept = level.masked_fill(~real, count)
+    counts = (kept == torch.arange(count + 1, device=level.device)[:, None]).sum(1)
+    return list(torch.split(kept.argsort(stable=True), counts.tolist())[:count])
 
 
 def as_rois(regions: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 
 from yolokd.adapters import as_float, standardize
 from yolokd.losses.base import DistillLoss
-from yolokd.regions import Proposer, as_rois, pool, rows_by_level
+from yolokd.regions import Proposer, as_rois, pool, rows_by_level, split_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 
@@ -192,13 +192,11 @@ class CKDLoss(DistillLoss):
         self.queue_next.copy_((self.queue_next + len(rows)) % length)
 
     def queued(self) -> torch.Tensor:
-        """Return the queue as unit vectors of the present projection with shape (Q, D)."""
-        kept = self.queue.clone()  # the gradient needs it after this step's features are written over the oldest
-        values = kept.new_zeros(len(kept), self.dim)
-        for level, (layer, channels) in enumerate(zip(self.teacher_entry, self.pair.teacher_channels)):
-            hidden = as_float(self.projection(layer(kept[:, :channels])))
-            values = torch.where(self.queue_level[:, None] == level, hidden, values)
-        return F.normalize(values, dim=-1)
+        """Return the queue as unit vectors of the present projection with shape (Q, D), zero where nothing is yet."""
+        channels = self.pair.teacher_channels
+        rows = split_by_level(self.queue_level, self.queue_valid, len(channels))
+        kept = [self.queue[index, :count] for index, count in zip(rows, channels)]  # copies, which the gradient needs
+        return F.normalize(self.vectors(kept, self.teacher_entry, rows, len(self.queue)), dim=-1)
 
     def pooled(self, feats: Sequence[torch.Tensor], rois: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the feature of each region on its own level, as one tensor with shape (n, C) per level.
