@@ -65,6 +65,14 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture
+def own_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short runs start from the student's own weights: for modules that are about something else, to save the fit."""
+    from tests.tiny import BASE
+
+    monkeypatch.setitem(BASE, "kd_init", "none")
+
+
+@pytest.fixture
 def said() -> Iterator[list[str]]:
     """What Ultralytics' logger and ours say during the test, without colours, message by message."""
     messages: list[str] = []

@@ -27,7 +27,10 @@ from tests.tiny import NAMES, rows, same_values, save_model
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.state import FILE, read_state
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.usefixtures("own_start"),
+]
 EPOCHS = 4
 PLAIN = {"best.pt", "last.pt", FILE}
 Fault = dict[str, Any]

@@ -26,6 +26,8 @@ from yolokd.command.signals import LAUNCHER, Terminated, terminable
 from yolokd.ending import way_on
 from yolokd.files import whole_checkpoints
 
+pytestmark = pytest.mark.usefixtures("own_start")
+
 Teacher = Callable[[str], Path]
 
 

@@ -21,6 +21,8 @@ from yolokd.finite import finite_output
 from yolokd.outputs import Branch, Output
 from yolokd.state import FILE, read_state
 
+pytestmark = pytest.mark.usefixtures("own_start")
+
 METHODS = "dfmsd+pcd+ckd"
 WRONG = [math.nan, math.inf, -math.inf]
 

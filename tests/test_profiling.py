@@ -19,6 +19,8 @@ from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio
 from yolokd.memory import give_back, peak_bytes
 
+pytestmark = pytest.mark.usefixtures("own_start")
+
 CPU = torch.device("cpu")
 
 

@@ -42,6 +42,8 @@ from yolokd.errors import UserError
 from yolokd.imagestream import StreamHash
 from yolokd.state import FILE, read_state, write_state
 
+pytestmark = pytest.mark.usefixtures("own_start")
+
 Teacher = Callable[[str], Path]
 
 
@@ -80,7 +82,7 @@ def arm(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path, tiny_teacher:
             del extra["teacher"]
         settings = overrides_for(folder, tiny_data, name=method, **({} if method == "host" else extra))
         if method == "host":
-            del settings["kd_preflight"]
+            settings = {key: value for key, value in settings.items() if key not in config.DEFAULTS}
         elif method == "dfmsd":
             settings.update(kd_preflight=True, kd_val=True, save_period=1)
         trainer = (StreamingPlain if method == "host" else StreamingDistillation)(overrides=settings)

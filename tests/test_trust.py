@@ -41,6 +41,8 @@ from yolokd.errors import UserError
 from yolokd.state import find_state, read_state, write_state
 from yolokd.teachers.teacher import load_teacher
 
+pytestmark = pytest.mark.usefixtures("own_start")
+
 ROOT = Path(__file__).parents[1]
 File = Callable[[str], Path]
 QUICK = "epochs=1 imgsz=64 batch=4 nbs=4 workers=0 device=cpu plots=False optimizer=SGD kd_preflight=False".split()

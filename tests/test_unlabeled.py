@@ -36,6 +36,8 @@ from yolokd.unlabeled.pseudo import joined, pseudo_targets
 from yolokd.unlabeled.sources import absolute, files, unlabeled_files
 from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, fitted, join, shares
 
+pytestmark = pytest.mark.usefixtures("own_start")
+
 Teacher = Callable[[str], Path]
 
 

@@ -25,6 +25,8 @@ from yolokd.teachers.teacher import Teacher, load_teacher
 NAMES = ("circle", "square", "triangle_up")
 IMGSZ = 64
 
+BASE: dict[str, Any] = {}  # what every short run takes beside the rest; see the fixture `own_start`
+
 
 def tiny_model(
     name: str = "yolov8n",
@@ -121,6 +123,7 @@ def tiny_criterion(
 def overrides_for(project: Path, data: Path, **overrides: Any) -> dict[str, Any]:
     """Return the overrides of a short run on the CPU."""
     settings = {
+        **BASE,
         "model": "yolov8n.yaml",
         "data": str(data),
         "imgsz": IMGSZ,
