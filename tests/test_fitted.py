@@ -162,13 +162,16 @@ def test_places_of_a_layer_that_is_passed_twice(monkeypatch: pytest.MonkeyPatch)
     assert bool(torch.isclose(torch.stack(both), target, atol=1e-6).all(-1).any(0).all())
 
 
+@pytest.mark.parametrize("family", ["yolov8", "yolo11", "yolo26"])
 @pytest.mark.parametrize("early", [0, 40000, 1 << 40])
 def test_neither_bytes_nor_looking_at_the_teacher_twice_change_a_fit(
-    early: int, monkeypatch: pytest.MonkeyPatch
+    family: str, early: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images are taken as bytes too, and targets of later layers are found later, at the same places."""
     pictures = (IMAGES * 255).round().to(torch.uint8)
-    expected, found, teacher = tiny_model(seed=3), tiny_model(seed=3), tiny_model("yolov8s", seed=2)
+    expected, found, teacher = (
+        tiny_model(f"{family}{scale}", seed=seed) for scale, seed in (("n", 3), ("n", 3), ("s", 2))
+    )
     shares = fit_weights(expected, teacher, pictures.float() / 255, CLASSES)
     looks = []
     monkeypatch.setattr(fitted, "EARLY", early)

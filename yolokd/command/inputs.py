@@ -160,7 +160,7 @@ def run_folder(args: SimpleNamespace) -> Path:
 
     folder = get_save_dir(args)
     if folder.is_file():
-        check_place(folder, "name", args.name, "name=second")
+        check_place(folder, "name", folder.name, "name=second")
     check_place(folder, "project", args.project, "project=~/runs")
     return folder
 
