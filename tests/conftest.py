@@ -64,12 +64,14 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     return cache(lambda family: save_model(tiny_model(family, seed=1), folder / f"{family}.pt"))
 
 
-@pytest.fixture
-def own_start(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def own_start() -> Iterator[None]:
     """Short runs start from the student's own weights: for modules that are about something else, to save the fit."""
     from tests.tiny import BASE
 
-    monkeypatch.setitem(BASE, "kd_init", "none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BASE, "kd_init", "none")
+        yield
 
 
 @pytest.fixture

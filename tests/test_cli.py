@@ -333,7 +333,7 @@ def test_an_interrupted_training_says_how_to_go_on(files, started, monkeypatch, 
             ModuleNotFoundError("No module named 'lap'", name="lap"),
             False,
             1,
-            ["'lap' is not installed", "pip install lap"],
+            ["failed: the package 'lap' is not installed"],
         ),
         (
             subprocess.CalledProcessError(3, ["python"]),

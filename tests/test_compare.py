@@ -201,6 +201,15 @@ def test_another_comparison_is_told_by_what_differs(
     assert differing(plan, more) == [] and plan["id"] == more["id"]
 
 
+def test_keys_that_no_arm_reads_are_said(tiny_data: Path, tiny_teacher: Callable[[str], Path], said: list[str]) -> None:
+    keys = {"pcd_stages": 1, "pkd_gain": 0.5, "ckd_dim": 64, "cwd_gain": 1.0}
+    plan_for(tiny_data, tiny_teacher("yolov8n"), train=checked({**TRAIN, **keys}))
+    assert [message.removeprefix("WARNING ⚠️ ") for message in said if "is read by none" in message] == [
+        f"{key}={keys[key]} is read by none of the methods that are compared: none, ultralytics, pcd"
+        for key in ("pkd_gain", "ckd_dim")
+    ]
+
+
 def test_every_arm_is_checked_before_anything_runs(tiny_data: Path, tiny_teacher: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match="pcd_gain=0"):
         plan_for(tiny_data, tiny_teacher("yolov8n"), train=checked({**TRAIN, "pcd_gain": 0}))

@@ -268,9 +268,8 @@ def test_the_validation_images_are_the_loaders_first_batches(
     assert torch.equal(torch.cat(expected), torch.cat(found))
 
 
-@pytest.mark.parametrize("rect", [False, True])
-def test_halves_lie_within_the_loaders_batches(rect: bool, tmp_path: Path, tiny_teacher: Teacher) -> None:
-    """Images of other shapes are in other batches with rect=True, also where batches are odd."""
+def test_halves_lie_within_the_loaders_batches(tmp_path: Path, tiny_teacher: Teacher) -> None:
+    """Validation images of other shapes are in other batches, also where batches are odd."""
     from PIL import Image
 
     for split, number in (("train", 4), ("val", 5)):
@@ -283,26 +282,69 @@ def test_halves_lie_within_the_loaders_batches(rect: bool, tmp_path: Path, tiny_
             label.write_text("0 0.5 0.5 0.5 0.5")
     data = tmp_path / "data" / "data.yaml"
     data.write_text(f"path: {data.parent}\ntrain: images/train\nval: images/val\nnames: [{', '.join(NAMES)}]\n")
-    trainer = prepare(tmp_path, data, str(tiny_teacher("yolov8n")), kd_preflight=False, batch=2, rect=rect)
+    trainer = prepare(tmp_path, data, str(tiny_teacher("yolov8n")), kd_preflight=False, batch=2)
     trainer.test_loader = trainer.get_dataloader(trainer.data["val"], batch_size=3, rank=-1, mode="val")
     parts = [part["img"].shape for part in preflight._first_batches(trainer)]
     assert [shape[0] for shape in parts] == [2, 1, 1, 1]
     assert parts[0][1:] == parts[1][1:] and parts[2][1:] == parts[3][1:]
 
 
-@pytest.mark.parametrize("part", ["yolokd.preflight.quick_ap50", "yolokd.preflight.deepcopy"])
-def test_a_teacher_that_does_not_fit_beside_the_student_is_not_compared(
-    part: str, tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run goes on, with the weights that were fitted where there are such."""
+FULL = "CUDA out of memory"
 
-    def full(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_preflight=False)
-    monkeypatch.setattr(part, full)
-    assert check_run(trainer, [tiny_model(seed=2)], trainer.ema.ema.state_dict()) is False
-    assert sum("the teacher was not compared: not enough memory" in message for message in said) == 1
+@pytest.mark.parametrize(
+    ("found", "epochs", "kept", "parts"),
+    [  # student, its own weights, teacher 1, teacher 2; None where there is no memory
+        ((None,), 1000, False, ["nothing was compared: not enough memory"]),
+        ((0.1, None), 1000, False, ["nothing was compared: not enough memory"]),
+        ((0.1, 0.5, 0.2, None), 1000, False, ["teacher 1 is not better", "teacher 2 was not compared: not enough"]),
+        (
+            (0.1, 0.5, 0.2, None),
+            1,
+            True,
+            ["teacher 2 was not compared", "fitted ones begin lower, and"],
+        ),
+        ((0.1, 0.5, None, 0.2), 1000, False, ["teacher 1 was not compared", "teacher 2 is not better"]),
+        (
+            (0.1, 0.5, 0.2, 0.3),
+            1000,
+            True,
+            ["teacher 1 is not better", "fitted to the teacher where they had nothing: no teacher is better (kd_init"],
+        ),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_not_compared(
+    found: tuple[float | None, ...], epochs: int, kept: bool, parts: list[str],
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The run goes on, and what is known decides."""
+    values = iter(found)
+
+    def look(*_: Any) -> float:
+        if (value := next(values)) is None:
+            raise torch.OutOfMemoryError(FULL)
+        return value
+
+    teachers = [str(tiny_teacher("yolov8n")), str(tiny_teacher("yolov8s"))]
+    trainer = prepare(tmp_path, tiny_data, teachers, kd_preflight=False, kd_init="none", epochs=3)
+    trainer.epochs = epochs
+    monkeypatch.setattr(preflight, "quick_ap50", look)
+    assert check_run(trainer, [tiny_model(seed=2), tiny_model(seed=3)], trainer.ema.ema.state_dict()) is kept
+    assert next(values, "all") == "all"
+    for part in parts:
+        assert sum(part in message for message in said) == 1, part
+
+
+@pytest.mark.parametrize("text", [FULL, "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_errors_of_memory_by_their_words(text: str) -> None:
+    def full() -> float:
+        raise RuntimeError(text)
+
+    assert preflight._where_it_fits(full) is None
+    assert preflight._where_it_fits(lambda: 1.5) == 1.5
+    text = "shapes differ"
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        preflight._where_it_fits(full)
 
 
 class Answer(nn.Module):

@@ -18,7 +18,7 @@ from tests.tiny import train, train_plain
 from yolokd import UserError
 from yolokd.records import read_json, write_json
 from yolokd.results import from_compare, from_runs
-from yolokd.results.folders import _expand, _teacher
+from yolokd.results.folders import _expand, _like_named, _teacher
 from yolokd.results.run import _number
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
@@ -283,12 +283,33 @@ def test_a_repeated_run_is_paired_with_the_repeated_plain_run(runs: list[Path], 
     kept = read_json(again[0] / "predictions.json.gz")
     write_json(again[0] / "predictions.json.gz", {**kept, "detections": []})
     results = from_runs([*runs, *again], device="cpu")
-    assert {"none #2 repeats seeds", "pcd #2 repeats seeds"} <= {*results["checks"]["notes"]}
+    assert {"none #2 repeats seeds of none", "pcd #2 repeats seeds of pcd"} <= {*results["checks"]["notes"]}
     arms = by_name(results)
     assert sorted(arms) == ["none", "none #2", "pcd", "pcd #2"] and arms["none #2"]["mean"]["ap"] == 0
     assert arms["pcd #2"]["versus"]["none"]["n"] == 1 and "repeat" not in arms["pcd"]["runs"][0]
     assert arms["pcd #2"]["versus"]["none"]["difference"] == pytest.approx(arms["pcd #2"]["mean"]["ap"])
     assert arms["pcd"]["versus"]["none"]["difference"] == first["pcd"]["versus"]["none"]["difference"]
+
+
+def test_what_tells_arms_of_one_method_apart() -> None:
+    def arm(name: str, pairing: str = "{}", **arguments: Any) -> dict[str, Any]:
+        return {"name": name, "method": name.split()[0], "arguments": arguments, "runs": [{"pairing": pairing}]}
+
+    arms = [
+        arm("none"),
+        arm("ultralytics", teacher="a.pt"),
+        arm("ultralytics #2", teacher="b.pt"),
+        arm("pcd", pcd_gain=1),
+        arm("pcd #2", pcd_gain=2),
+        arm("pcd #3", pcd_gain=2),
+        arm("pcd #4", '{"lr0": 1}', pcd_gain=2),
+    ]
+    assert _like_named(arms) == [
+        "ultralytics and ultralytics #2 differ in teacher (a.pt, b.pt)",
+        "pcd and pcd #2 differ in pcd_gain (1, 2)",
+        "pcd #3 repeats seeds of pcd #2",
+        "pcd and pcd #4 differ in lr0 (None, 1), pcd_gain (1, 2)",
+    ]
 
 
 def test_a_run_that_was_cut_off_is_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import ClassificationModel, SegmentationModel
 from ultralytics.utils.torch_utils import ModelEMA
@@ -341,23 +342,41 @@ def test_a_compiled_teacher_gives_the_same() -> None:
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
 
 
+def operators(function: Callable[[], Any]) -> set[str]:
+    """Return the names of PyTorch's operators that a call runs."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        function()
+    return {event.name for event in found.events()}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("number", [1, 3, 16])
-def test_pointwise_convolutions_are_sums_over_channels(number: int) -> None:
-    """Written out, in both layouts; with autocast or a gradient PyTorch's own convolution runs."""
+def test_pointwise_convolutions_are_sums_over_channels(number: int, stride: int) -> None:
+    """Written out, in every layout; with autocast or a gradient PyTorch's own convolution runs."""
     torch.manual_seed(0)
-    conv = nn.Conv2d(6, 4, 1, stride=2)
-    maps = torch.randn(number, 6, 8, 10)
-    expected = torch.einsum("oc,bchw->bohw", conv.weight[..., 0, 0], maps[:, :, ::2, ::2]) + conv.bias[:, None, None]
+    conv = nn.Conv2d(6, 4, 1, stride=stride)
+    maps = torch.randn(number, 12, 8, 10)
+    assert conv.bias is not None
+    step = slice(None, None, stride)
+    expected = torch.einsum("oc,bchw->bohw", conv.weight[..., 0, 0], maps[:, 6:, step, step])
+    expected = expected + conv.bias[:, None, None]
     through_onednn(nn.Sequential(conv))
     assert type(conv) is Pointwise
     for layout in (torch.contiguous_format, torch.channels_last):
-        seen = maps.contiguous(memory_format=layout)
-        with torch.no_grad():
-            assert torch.allclose(conv(seen), expected, atol=1e-5)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                assert conv(seen).dtype is torch.bfloat16
-    conv(maps.requires_grad_()).sum().backward()
-    assert torch.allclose(maps.grad[:, :, ::2, ::2], conv.weight.sum(0)[:, 0, 0][:, None, None].expand(6, 4, 5))
+        for seen in (part := maps.contiguous(memory_format=layout)[:, 6:], part.contiguous(memory_format=layout)):
+            with torch.no_grad():
+                assert torch.allclose(conv(seen), expected, atol=1e-5)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    assert conv(seen).dtype is torch.bfloat16
+    seen = maps[:, 6:].clone().requires_grad_()
+    with torch.no_grad():
+        own = operators(lambda: conv(seen))
+    assert "aten::mkldnn_convolution" in own and "aten::convolution" not in own
+    assert "aten::convolution" in operators(lambda: conv(seen))
+    conv(seen).sum().backward()
+    assert seen.grad is not None
+    gradient = conv.weight.sum(0)[:, 0, 0][:, None, None].expand(6, *expected.shape[2:])
+    assert torch.allclose(seen.grad[:, :, step, step], gradient)
 
 
 def test_pointwise_convolutions_of_a_teacher_on_the_cpu_alone_are_changed() -> None:

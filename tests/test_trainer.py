@@ -399,7 +399,10 @@ def test_keys_of_other_methods_are_said(
 ) -> None:
     """Where their value is another than the default."""
     keys = {"method": "bckd", "pkd_gain": 0.5, "cwd_gain": 1.0, "bckd_beta": 0.5}
-    DistillationTrainer(overrides=overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n")), **keys))
+    settings = overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n")))
+    DistillationTrainer(overrides={**settings, **keys})
+    recipe = str(config.recipe("dfmsd"))
+    DistillationTrainer(cfg=recipe, overrides={**settings, "name": "two", "dfmsd_mask": "random"})
     assert [message for message in said if "does not read" in message] == [
         "WARNING ⚠️ method=bckd does not read pkd_gain=0.5; leave out what belongs to other methods"
     ]

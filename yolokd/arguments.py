@@ -85,7 +85,7 @@ class Configured(_Host):
             if (value := {**cfg2dict(cfg), **overrides}.get(key)) is not None:
                 overrides[key] = _located(value)
         if not overrides.get("resume"):
-            merged = {**config.DEFAULTS, **overrides}
+            merged = {**config.DEFAULTS, **cfg2dict(cfg), **overrides}
             consistency.validate(merged)
             self._tell_unread(str(merged["method"]))
             if self.teacher_objects and merged["teacher_epochs"]:
@@ -118,7 +118,7 @@ class Configured(_Host):
     def _tell_unread(self, method: str) -> None:
         """Say which of the given keys belong to other methods, and so do nothing."""
         given = [key for key, value in self._given.items() if value != config.DEFAULTS[key]]
-        if RANK == -1 and (unread := config.unread(method, given)):
+        if RANK in {-1, 0} and (unread := config.unread(method, given)):
             shown = ", ".join(f"{key}={self._given[key]}" for key in unread)
             LOGGER.warning(f"method={method} does not read {shown}; leave out what belongs to other methods")
 

@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         what = f"no space left on the disk ({first})" if full else f"{type(error).__name__}: {first}"
         if isinstance(error, ModuleNotFoundError) and error.name:
-            what = f"the package '{error.name}' is not installed; install it, e.g. pip install {error.name}"
+            what = f"the package '{error.name.partition('.')[0]}' is not installed, and this needs it"
         if isinstance(error, CalledProcessError):  # several GPUs: the workers have said what happened
             what = f"a process that was started ended with code {error.returncode}; its own messages are above"
         print(f"yolokd: failed: {printable(what)}\nYOLOKD_TRACEBACK=1 before the command shows where", file=sys.stderr)

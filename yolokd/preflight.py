@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -80,19 +80,14 @@ def check_run(trainer: Any, teacher_models: Sequence[Any], given: Mapping[str, t
         (bool): Whether the student should keep its own weights: it is better with them than every teacher, or better
             than with the fitted ones in a run of few steps.
     """
-    keep = False
     with preserved_rng(seed=0):
         batches = _first_batches(trainer)
         if not any(len(batch["cls"]) for batch in batches):
             LOGGER.warning(f"{PREFIX}no labelled validation images at hand; the teacher was not compared")
             return False
-        try:
-            keep = _compare(trainer, teacher_models, batches, given)
-        except torch.OutOfMemoryError:
-            LOGGER.warning(f"{PREFIX}the teacher was not compared: not enough memory for it beside the student")
-            torch.cuda.empty_cache()
+        keep = _compare(trainer, teacher_models, batches, given)
         if trainer.world_size <= 1:  # methods may wait for the other processes, which are not here
-            _tell_cost(trainer, _on_device(trainer, _batch(trainer, 0, trainer.batch_size)))
+            _tell_cost(trainer, _batch(trainer, 0, trainer.batch_size))
     return keep
 
 
@@ -102,38 +97,65 @@ def _compare(
     """Say how teachers and student do on some batches, and return whether the student should keep its own weights."""
     names = trainer.data["names"]
 
-    def found_by(model: Any, classes: Mapping[int, int], sight: Any = lambda images: images) -> float:
-        seen = (_on_device(trainer, batch) for batch in batches)
-        return quick_ap50(model, ({**batch, "img": sight(batch["img"])} for batch in seen), classes)
+    def found_by(model: Any, classes: Mapping[int, int], sight: Any = lambda images: images) -> float | None:
+        def look() -> float:
+            seen = (_on_device(trainer, batch) for batch in batches)
+            found = ({**batch, "img": sight(batch["img"])} for batch in seen)
+            return quick_ap50(model.to(trainer.device), found, classes)
+
+        return _where_it_fits(look)
+
+    def before() -> float | None:
+        model = deepcopy(trainer.ema.ema).cpu()
+        model.load_state_dict(given)
+        return found_by(model, {i: i for i in names})
 
     student = found_by(trainer.ema.ema, {i: i for i in names})
     fitted = trainer._random_start or trainer.args.kd_init == "teacher"
-    own, others = 0.0 if fitted else student, []  # what the teacher has given is no reason to doubt it
-    if given is not None:
-        before = deepcopy(trainer.ema.ema)
-        before.load_state_dict(given)
-        own = found_by(before, {i: i for i in names})
-        del before
+    own: float | None = 0.0 if fitted else student  # what the teacher has given is no reason to doubt it
+    if given is not None and student is not None:
+        own = before()
+    if student is None or own is None:
+        LOGGER.warning(f"{PREFIX}nothing was compared: not enough memory to look at validation images")
+        return False
+    others: list[float] = []
+    unknown = False
     for position, model in enumerate(teacher_models):
         teacher = trainer.criterion.links[position].teacher
         known = data_classes(match_classes(names, teacher.names, trainer.args.kd_class_map))
         if not known or teacher.unprompted:
             continue
-        found = found_by(model.to(trainer.device), known, teacher.sight)
-        label = _label(position, teacher_models)
+        label, found = _label(position, teacher_models), found_by(model, known, teacher.sight)
+        model.cpu()  # room for the next one
+        if found is None:
+            LOGGER.warning(f"{PREFIX}{label} was not compared: not enough memory for it beside the student")
+            unknown = True
+            continue
         text = f"{PREFIX}AP50 on {sum(len(b['img']) for b in batches)} validation images: {label} {found:.3f}, "
         LOGGER.info(f"{text}student at the start {student:.3f}{f', with its own weights {own:.3f}' * bool(given)}")
         if found <= own:
             LOGGER.warning(f"{PREFIX}{label} is not better than the student; distillation can hardly help")
         others.append(found)
     steps, why = len(trainer.train_loader) * trainer.epochs, ""
-    if given is not None and others and max(others) <= own:
+    if given is not None and others and max(others) <= own and not unknown:
         why = "no teacher is better"
     elif given is not None and student < own and steps < FEW_STEPS:
         why = f"fitted ones begin lower, and {steps} steps are few to make up for that"
     if why:
-        LOGGER.info(f"{PREFIX}the student keeps its own weights: {why} (kd_init=teacher takes the fitted ones)")
+        rows = ", with class layers fitted to the teacher where they had nothing" * bool(trainer._new_classes)
+        LOGGER.info(f"{PREFIX}the student keeps its own weights{rows}: {why} (kd_init=teacher takes the fitted ones)")
     return bool(why)
+
+
+def _where_it_fits(function: Callable[[], float]) -> float | None:
+    """Return what a function returns, or None where the device has not the memory for it."""
+    try:
+        return function()
+    except RuntimeError as error:  # of CUDA, its libraries, or Apple's GPUs
+        if not any(text in str(error).lower() for text in ("out of memory", "alloc_failed")):
+            raise
+    torch.cuda.empty_cache()  # once the error has let go of what was on the device
+    return None
 
 
 def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: bool) -> None:
@@ -189,11 +211,9 @@ def _on_device(trainer: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tell_cost(trainer: Any, batch: dict[str, Any]) -> None:
     """Say what a step costs, where there is memory enough for a second student beside the first."""
-    try:
-        times = _cost(trainer, batch)
-    except torch.OutOfMemoryError:
+    times = _where_it_fits(lambda: _cost(trainer, _on_device(trainer, batch)))
+    if times is None:
         LOGGER.warning(f"{PREFIX}the cost of a step was not measured: not enough memory for a copy of the student")
-        torch.cuda.empty_cache()
         return
     LOGGER.info(f"{PREFIX}a step takes about {times:.1f} times as long as in plain training")
 

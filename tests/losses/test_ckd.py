@@ -197,12 +197,12 @@ def test_queue_is_projected_anew() -> None:
     module = CKDLoss(random_pair(), dim=4, queue=5)
     width = module.queue.shape[1]
     module.enqueue(torch.randn(3, width), torch.tensor([0, 1, 2]), torch.ones(3, dtype=torch.bool))
-    before = module.queued()
+    before = module.queued(module.queue_rows())
     torch.testing.assert_close(before[:3].norm(dim=-1), torch.ones(3))
     with torch.no_grad():
         module.projection[-1].weight.neg_()
         module.projection[-1].bias.neg_()
-    torch.testing.assert_close(module.queued(), -before)
+    torch.testing.assert_close(module.queued(module.queue_rows()), -before)
 
 
 def test_no_queue() -> None:

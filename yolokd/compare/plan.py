@@ -161,6 +161,7 @@ def make_plan(
         UserError: If the arguments contradict each other.
     """
     from ultralytics.cfg import get_cfg
+    from ultralytics.utils import LOGGER
 
     from yolokd import config, consistency
     from yolokd.environment import environment
@@ -181,6 +182,9 @@ def make_plan(
             raise UserError(reason(error)) from error
         consistency.validate(vars(checked))
         described.append({"name": name, "method": name, "arguments": own})
+    for key, value in train.items():
+        if key in config.DEFAULTS and value != config.DEFAULTS[key] and all(config.unread(arm, [key]) for arm in arms):
+            LOGGER.warning(f"{key}={value} is read by none of the methods that are compared: {', '.join(arms)}")
     fingerprint = identify(arguments, teachers, split)
     several = ["several teachers: the gap is that to the last one, which Ultralytics' distillation learns from alone"]
     labeled = [

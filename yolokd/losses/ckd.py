@@ -191,11 +191,18 @@ class CKDLoss(DistillLoss):
         self.queue_valid[places] = valid
         self.queue_next.copy_((self.queue_next + len(rows)) % length)
 
-    def queued(self) -> torch.Tensor:
-        """Return the queue as unit vectors of the present projection with shape (Q, D), zero where nothing is yet."""
-        channels = self.pair.teacher_channels
-        rows = split_by_level(self.queue_level, self.queue_valid, len(channels))
-        kept = [self.queue[index, :count] for index, count in zip(rows, channels)]  # copies, which the gradient needs
+    def queue_rows(self) -> list[torch.Tensor]:
+        """Return which places of the queue hold features of each level."""
+        return split_by_level(self.queue_level, self.queue_valid, len(self.teacher_entry))
+
+    def queued(self, rows: list[torch.Tensor]) -> torch.Tensor:
+        """Return the queue as unit vectors of the present projection with shape (Q, D), zero where nothing is yet.
+
+        Args:
+            rows (list[torch.Tensor]): What `queue_rows` returned.
+        """
+        places = zip(rows, self.pair.teacher_channels)
+        kept = [self.queue[index, :count] for index, count in places]  # copies, which the gradient needs
         return F.normalize(self.vectors(kept, self.teacher_entry, rows, len(self.queue)), dim=-1)
 
     def pooled(self, feats: Sequence[torch.Tensor], rois: torch.Tensor, rows: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -231,11 +238,12 @@ class CKDLoss(DistillLoss):
         """Return the one part; see `DistillLoss.parts`."""
         regions, real = self.proposer(student, targets)
         rois, rows = as_rois(regions), rows_by_level(regions, real, student.strides)
+        held = self.queue_rows()  # read back before the device has more to do
         references = self.pooled([feature.detach() for feature in teacher.feats], rois, rows)
         queries = self.vectors(self.pooled(student.feats, rois, rows), self.student_entry, rows, len(rois))
         keys = self.vectors(references, self.teacher_entry, rows, len(rois))
         excluded = overlapping(regions, real, self.iou)
-        terms = contrast(queries, keys, excluded, self.queued(), self.queue_valid, self.temperature)
+        terms = contrast(queries, keys, excluded, self.queued(held), self.queue_valid, self.temperature)
         if self.training and len(self.queue):
             padded = torch.cat([F.pad(value, (0, self.queue.shape[1] - value.shape[1])) for value in references])
             levels = torch.cat([torch.full_like(index, level) for level, index in enumerate(rows)])

@@ -86,7 +86,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     teacher, notes = _teacher(args.values(), truth, split, device)
     notes += _unpaired(ordered) + _like_named(ordered)
     budget = {key: list(dict.fromkeys(own.get(key) for own in args.values())) for key in ("epochs", "imgsz", "batch")}
-    several = {**budget, "model": list(dict.fromkeys(own["model"] for own in args.values()))}
+    several = {**budget, "model": list(dict.fromkeys(_located(own.get("model")) for own in args.values()))}
     notes += [
         f"the runs have {key}= {' and '.join(map(str, found))}; only those of equal ones are pairs"
         for key, found in several.items()
@@ -166,16 +166,18 @@ def _unpaired(arms: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _like_named(arms: Iterable[dict[str, Any]]) -> list[str]:
-    """Say of each further arm of a method what tells it from the first one."""
+    """Say of each further arm of a method what tells it from the first one, or which one it repeats."""
     notes: list[str] = []
-    first: dict[str, dict[str, Any]] = {}
+    earlier: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for arm in arms:
-        one = first.setdefault(arm["method"], arm)
-        if one is arm:
-            continue
-        both = [{**each["arguments"], **json.loads(each["runs"][0]["pairing"])} for each in (one, arm)]
-        said = _difference(*both)
-        notes.append(f"{one['name']} and {arm['name']} differ in {said}" if said else f"{arm['name']} repeats seeds")
+        others, run = earlier.setdefault(arm["method"], []), arm["runs"][0]
+        own = {**arm["arguments"], **json.loads(run["pairing"])}
+        again = next((name for name, found in others if found == own), None)
+        if again is not None:
+            notes.append(f"{arm['name']} repeats seeds of {again}")
+        elif others:
+            notes.append(f"{others[0][0]} and {arm['name']} differ in {_difference(others[0][1], own)}")
+        others.append((arm["name"], own))
     return notes
 
 
@@ -188,9 +190,9 @@ def _difference(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 def _ours(args: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that tell arms apart: ours and the teacher; for plain training there are none."""
-    method = args.get("method")
+    method, built_in = args.get("method"), args.get("distill_model")
     if method in {None, "none", "ultralytics"}:
-        return {}
+        return {"teacher": _located(built_in)} if built_in else {}
     return {key: args[key] for key in KEYS if key in args and key not in {"method", TRUST}}
 
 

@@ -110,7 +110,8 @@ def start_from_teacher(
         text = "" if random else " (kd_init=none keeps its own)"
     if frozen:
         text = f", frozen layers keep theirs{text}"
-    if not random and args.kd_init == "auto":  # what would be put back has class layers that answer
+    if not random and args.kd_init == "auto" and args.kd_preflight and args.method != "fit":
+        # what the preflight compares, and may put back, has class layers that answer
         _fit_new(student, [teacher], lambda: seen, names, args, new, frozen, told=False)
     given = {key: value.detach().clone() for key, value in student.state_dict().items()}
     student.load_state_dict(fitted.state_dict())

@@ -199,7 +199,7 @@ class Feeding(_Host):
             number (tuple[int, int]): Fewest and most images, where there are as many.
 
         Returns:
-            (torch.Tensor): Images with shape (N, C, H, W) in bytes.
+            (torch.Tensor): Images with shape (N, C, H, W) in bytes, or in [0, 1] where the files hold others.
         """
         stride, args = self._stride(), copy(self.args)
         args.imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)
@@ -210,7 +210,8 @@ class Feeding(_Host):
             for index in evenly(min(wanted, len(found)), len(found)).tolist():
                 with suppress(FileNotFoundError, OSError, cv2_error):
                     seen.append(found[index]["img"])
-        return torch.stack(seen) if seen else torch.zeros(0)
+        images = torch.stack(seen) if seen else torch.zeros(0)
+        return images if images.dtype is torch.uint8 else images.float() / 255
 
     def _learned(self) -> list[str]:
         """Return the files of all images that the run learns from."""
