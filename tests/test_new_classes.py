@@ -145,26 +145,25 @@ def test_when_they_are_fitted(init: str, new: set[int], freeze: int | None, fitt
         assert all(torch.equal(student.state_dict()[key][1], before[key][1]) for key in changed)
 
 
-@pytest.mark.parametrize(("method", "preflight"), [("bckd", True), ("bckd", False), ("fit", True)])
 def test_weights_that_may_come_back_have_class_layers_that_answer(
-    method: str, preflight: bool, said: list[str], monkeypatch: pytest.MonkeyPatch
+    said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where fitted weights replace given ones, what the preflight compares and puts back is not at random."""
     explained = iter([0.9, 0.5])
     monkeypatch.setattr("yolokd.students.start._mean", lambda shares, layers: next(explained))
     student, teacher = tiny_model("yolov8n", seed=1), tiny_model("yolov8s", seed=2)
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    args = SimpleNamespace(
-        method=method, kd_init="auto", kd_class_map=None, classes=None, freeze=None, kd_preflight=preflight
-    )
+    args = SimpleNamespace(method="bckd", kd_init="auto", kd_class_map=None, classes=None, freeze=None)
     given = start_from_teacher(student, [teacher], lambda: IMAGES, dict(enumerate(NAMES)), args, False, {0, 2})
     assert given is not None and any("starts from weights fitted" in message for message in said)
     assert not any("had nothing for" in message for message in said)
     changed = [key for key, value in given.items() if not torch.equal(value, before[key])]
-    looked = preflight and method != "fit"
-    assert {key.rpartition(".")[0] for key in changed} == (set(class_layers(student)) if looked else set())
+    assert {key.rpartition(".")[0] for key in changed} == set(class_layers(student))
     assert all(torch.equal(given[key][1], before[key][1]) for key in changed)
     assert not torch.equal(student.model[0].conv.weight, given["model.0.conv.weight"])
+    alone = tiny_model("yolov8n", seed=1)  # as where they stay from the first
+    assert fit_classes(alone, teacher, lambda: IMAGES, {0: 0, 2: 2}) is not None
+    assert all(torch.allclose(given[key], alone.state_dict()[key], atol=1e-5) for key in changed)
 
 
 def test_rows_that_the_host_takes_over_by_name_stay(tmp_path: Path, tiny_data: Path, said: list[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from yolokd.errors import UserError
 from yolokd.pairs.classes import learned_names, match_classes, some
 from yolokd.students.fitted import fit_weights
-from yolokd.students.inherited import output_layers, same_family, select_weights
+from yolokd.students.inherited import class_layers, output_layers, same_family, select_weights
 from yolokd.students.new_classes import fit_classes
 from yolokd.teachers.heads import class_names
 
@@ -97,7 +97,8 @@ def start_from_teacher(
     _select(fitted, other, classes, frozen)
     found = _mean(fit_weights(fitted, other, seen, classes, lambda name: not name.startswith(frozen)), last)
     if not random and args.kd_init == "auto":
-        own = _mean(fit_weights(deepcopy(student).to(device), other, seen, classes, last.__contains__), last)
+        probe = deepcopy(student).to(device)
+        own = _mean(fit_weights(probe, other, seen, classes, last.__contains__), last)
         if own >= found:
             LOGGER.info(
                 f"distillation: the student keeps its own weights, which explain {own:.0%} of the teacher's outputs "
@@ -110,10 +111,13 @@ def start_from_teacher(
         text = "" if random else " (kd_init=none keeps its own)"
     if frozen:
         text = f", frozen layers keep theirs{text}"
-    if not random and args.kd_init == "auto" and args.kd_preflight and args.method != "fit":
-        # what the preflight compares, and may put back, has class layers that answer
-        _fit_new(student, [teacher], lambda: seen, names, args, new, frozen, told=False)
     given = {key: value.detach().clone() for key, value in student.state_dict().items()}
+    if not random and args.kd_init == "auto":  # what the preflight compares has class layers that answer
+        rows = [index for index in classes if index in set(new)]
+        for name in class_layers(student):
+            for key in (f"{name}.weight", f"{name}.bias"):
+                if not key.startswith(frozen):
+                    given[key][rows] = probe.state_dict()[key][rows].to(given[key])
     student.load_state_dict(fitted.state_dict())
     LOGGER.info(
         f"distillation: the student starts from weights fitted to its teacher, which explain {found:.0%} of the "
@@ -131,7 +135,6 @@ def _fit_new(
     args: Any,
     new: Collection[int],
     frozen: tuple[str, ...],
-    told: bool = True,
 ) -> None:
     """Fit the rows of class layers that given weights do not bring, to the first teacher that has them."""
     learned = learned_names(names, args.classes).keys() & set(new)
@@ -148,8 +151,6 @@ def _fit_new(
         )
         if share is not None:
             student.load_state_dict(fitted.state_dict())
-            if not told:
-                return
             LOGGER.info(
                 f"distillation: the student's class layers had nothing for {some({i: names[i] for i in classes})}, and "
                 f"were fitted to the teacher's logits, of which they explain {share:.0%} "
