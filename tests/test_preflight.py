@@ -335,6 +335,19 @@ def test_what_does_not_fit_into_memory_is_not_compared(
         assert sum(part in message for message in said) == 1, part
 
 
+def test_a_copy_of_the_student_that_does_not_fit_is_not_compared(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError(FULL)
+
+    trainer = prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_preflight=False, kd_init="none")
+    monkeypatch.setattr(preflight, "deepcopy", full)
+    assert check_run(trainer, [tiny_model(seed=2)], trainer.ema.ema.state_dict()) is False
+    assert sum("nothing was compared: not enough memory" in message for message in said) == 1
+    assert sum("the cost of a step was not measured" in message for message in said) == 1
+
+
 @pytest.mark.parametrize("text", [FULL, "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"])
 def test_errors_of_memory_by_their_words(text: str) -> None:
     def full() -> float:

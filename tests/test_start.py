@@ -27,9 +27,7 @@ IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(
 def start(student: Any, teachers: list[Any], init: str, at_random: bool, freeze: int | list[int] | None = None) -> bool:
     """Start a student and return whether its weights were changed."""
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    args = SimpleNamespace(
-        method="bckd", kd_init=init, kd_class_map=None, classes=None, freeze=freeze, kd_preflight=True
-    )
+    args = SimpleNamespace(method="bckd", kd_init=init, kd_class_map=None, classes=None, freeze=freeze)
     start_from_teacher(student, teachers, lambda: IMAGES, dict(enumerate(NAMES)), args, at_random)
     return any(not torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
@@ -128,9 +126,7 @@ def test_queries_are_selected() -> None:
 def test_without_an_image_weights_are_selected(said: list[str]) -> None:
     student, teacher = tiny_model(seed=1), tiny_model("yolov8s", seed=2)
     said.clear()  # what the host says of the models
-    args = SimpleNamespace(
-        method="bckd", kd_init="auto", kd_class_map=None, classes=None, freeze=None, kd_preflight=True
-    )
+    args = SimpleNamespace(method="bckd", kd_init="auto", kd_class_map=None, classes=None, freeze=None)
     start_from_teacher(student, [teacher], lambda: torch.zeros(0), dict(enumerate(NAMES)), args, True)
     assert torch.equal(student.model[0].conv.weight, teacher.model[0].conv.weight[::2])
     assert said == ["distillation: the student starts from its teacher's weights, 100% of its own selected"]

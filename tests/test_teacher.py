@@ -25,6 +25,7 @@ from yolokd.teachers.teacher import Teacher, bfloat16_is_fast, fingerprint, is_u
 
 FAMILIES = ("yolov8n", "yolo11n", "yolo26n", "yolov10n")
 CPU = torch.device("cpu")
+NEEDS_ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
 
 def prepared(model: Any, branches: tuple[str, ...] = ("one2many", "one2one"), dtype: str = "float32") -> Teacher:
@@ -349,6 +350,7 @@ def operators(function: Callable[[], Any]) -> set[str]:
     return {event.name for event in found.events()}
 
 
+@NEEDS_ONEDNN
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("number", [1, 3, 16])
 def test_pointwise_convolutions_are_sums_over_channels(number: int, stride: int) -> None:
@@ -379,6 +381,7 @@ def test_pointwise_convolutions_are_sums_over_channels(number: int, stride: int)
     assert torch.allclose(seen.grad[:, :, step, step], gradient)
 
 
+@NEEDS_ONEDNN
 def test_pointwise_convolutions_of_a_teacher_on_the_cpu_alone_are_changed() -> None:
     plain, compiled = prepared(tiny_model("yolo11n")), Teacher(*load_teacher(tiny_model("yolo11n")))
     compiled.prepare(CPU, ["one2many"], "float32", compiled=True)

@@ -97,24 +97,21 @@ def _compare(
     """Say how teachers and student do on some batches, and return whether the student should keep its own weights."""
     names = trainer.data["names"]
 
-    def found_by(model: Any, classes: Mapping[int, int], sight: Any = lambda images: images) -> float | None:
-        def look() -> float:
-            seen = (_on_device(trainer, batch) for batch in batches)
-            found = ({**batch, "img": sight(batch["img"])} for batch in seen)
-            return quick_ap50(model.to(trainer.device), found, classes)
+    def ap50(model: Any, classes: Mapping[int, int], sight: Any = lambda images: images) -> float:
+        seen = (_on_device(trainer, batch) for batch in batches)
+        found = ({**batch, "img": sight(batch["img"])} for batch in seen)
+        return quick_ap50(model.to(trainer.device), found, classes)
 
-        return _where_it_fits(look)
-
-    def before() -> float | None:
-        model = deepcopy(trainer.ema.ema).cpu()
+    def before() -> float:
+        model = deepcopy(trainer.ema.ema)
         model.load_state_dict(given)
-        return found_by(model, {i: i for i in names})
+        return ap50(model, {i: i for i in names})
 
-    student = found_by(trainer.ema.ema, {i: i for i in names})
+    student = _where_it_fits(partial(ap50, trainer.ema.ema, {i: i for i in names}))
     fitted = trainer._random_start or trainer.args.kd_init == "teacher"
     own: float | None = 0.0 if fitted else student  # what the teacher has given is no reason to doubt it
     if given is not None and student is not None:
-        own = before()
+        own = _where_it_fits(before)
     if student is None or own is None:
         LOGGER.warning(f"{PREFIX}nothing was compared: not enough memory to look at validation images")
         return False
@@ -125,7 +122,8 @@ def _compare(
         known = data_classes(match_classes(names, teacher.names, trainer.args.kd_class_map))
         if not known or teacher.unprompted:
             continue
-        label, found = _label(position, teacher_models), found_by(model, known, teacher.sight)
+        label = _label(position, teacher_models)
+        found = _where_it_fits(partial(ap50, model, known, teacher.sight))
         model.cpu()  # room for the next one
         if found is None:
             LOGGER.warning(f"{PREFIX}{label} was not compared: not enough memory for it beside the student")

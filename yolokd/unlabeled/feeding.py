@@ -199,7 +199,7 @@ class Feeding(_Host):
             number (tuple[int, int]): Fewest and most images, where there are as many.
 
         Returns:
-            (torch.Tensor): Images with shape (N, C, H, W) in bytes, or in [0, 1] where the files hold others.
+            (torch.Tensor): Images with shape (N, C, H, W) in bytes, or divided by 255 where the files hold others.
         """
         stride, args = self._stride(), copy(self.args)
         args.imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)
