@@ -49,6 +49,10 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "BCCD, 30 % of the training images (62), 30 epochs, a YOLO11n student of the YOLOv8s teacher",
         {**BCCD, "model": "yolo11n_dq.pt", "epochs": 30, "fraction": 0.3},
     ),
+    "bccd-yolo26": (
+        "BCCD, 30 % of the training images (62), 30 epochs, a YOLO26n student of the YOLOv8s teacher",
+        {**BCCD, "model": "yolo26n_dq.pt", "epochs": 30, "fraction": 0.3},
+    ),
     "bccd-other-family-held-out": (
         "BCCD, 55 of the training images held out, 10 epochs, a YOLO11n student of the YOLOv8s teacher",
         {**BCCD, "data": "bccd/fold.yaml", "model": "yolo11n_dq.pt", "epochs": 10},

@@ -202,6 +202,24 @@ def test_half_precision_is_close_and_inputs_of_any_precision_are_taken() -> None
     assert close(halved.feats[0], exact.feats[0], 0.02)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_half_precision_are_kept_as_such_and_change_nothing(family: str) -> None:
+    """A cast ahead of time is the one that autocast does at every call; the head is read in float32 too and stays."""
+    model, images = tiny_model(family, seed=2), tiny_batch()["img"]
+    kept = prepared(model, dtype="bfloat16")
+    convs = [module for module in kept.model.model[:-1].modules() if isinstance(module, nn.Conv2d)]
+    assert convs and {module.weight.dtype for module in convs} == {torch.bfloat16}
+    assert {value.dtype for value in kept.model.model[-1].parameters()} == {torch.float32}
+    assert {value.dtype for value in prepared(model).model.parameters()} == {torch.float32}
+    cast = prepared(model, dtype="float32")
+    cast.dtype = torch.bfloat16
+    found, expected = kept(images), cast(images)
+    assert all(torch.equal(left, right) for left, right in zip(found.feats, expected.feats))
+    for name, branch in expected.branches.items():
+        assert torch.equal(found.branches[name].logits, branch.logits)
+        assert torch.equal(found.branches[name].boxes, branch.boxes)
+
+
 def test_maps_are_laid_out_channels_last_but_on_apples_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host says that results are wrong there; the layout alone is looked at here."""
     weight = prepared(tiny_model()).model.model[1].conv.weight

@@ -16,6 +16,8 @@ from yolokd.losses.base import DistillLoss
 from yolokd.regions import Proposer, as_rois, pool, rows_by_level, split_by_level
 from yolokd.taps import Pair, Taps, Targets
 
+LENGTHS = 8  # rows are filled up to one of so many lengths: oneDNN keeps memory for every length that it has met
+
 
 def contrast(
     student: torch.Tensor,
@@ -231,8 +233,13 @@ class CKDLoss(DistillLoss):
             rows (list[torch.Tensor]): Indices of the regions of each level.
             count (int): Number N of regions.
         """
-        values = torch.cat([as_float(self.projection(layer(value))) for layer, value in zip(entry, features)])
-        return values.new_zeros(count, values.shape[1]).index_copy(0, torch.cat(rows), values)
+        step = max(1, -(-count // LENGTHS))
+        values = []
+        for layer, value in zip(entry, features):
+            filled = F.pad(value, (0, 0, 0, -len(value) % step))
+            values.append(as_float(self.projection(layer(filled)))[: len(value)])
+        found = torch.cat(values)
+        return found.new_zeros(count, found.shape[1]).index_copy(0, torch.cat(rows), found)
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the one part; see `DistillLoss.parts`."""

@@ -211,6 +211,10 @@ class Teacher:
             self.dtype = DTYPES[dtype]
         elif bfloat16_is_fast(device):
             self.dtype = torch.bfloat16
+        if self.dtype not in {None, torch.float32}:
+            for module in self.model.model[:-1].modules():  # the head is read in float32 too, see `towers`
+                if isinstance(module, nn.Conv2d):
+                    module.to(self.dtype)  # as autocast would at every call
         return self
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
