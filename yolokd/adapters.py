@@ -35,6 +35,14 @@ def standardize(feature: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     return centred * (torch.maximum(variance, least).sqrt() + eps).reciprocal()
 
 
+class Adapter(nn.Conv2d):
+    """A 1x1 convolution that takes half precision without autocast too."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (B, C_student, H, W) to (B, C_teacher, H, W)."""
+        return super().forward(input.to(self.weight.dtype))
+
+
 class Adapters(nn.ModuleList):
     """One 1x1 convolution per level from student to teacher channels, present even where the counts agree."""
 
@@ -49,15 +57,15 @@ class Adapters(nn.ModuleList):
         """
         super().__init__()
         for given, wanted in zip(student_channels, teacher_channels, strict=True):
-            conv = nn.Conv2d(given, wanted, kernel_size=1, bias=bias)
+            conv = Adapter(given, wanted, kernel_size=1, bias=bias)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
             self.append(conv)
 
     def forward(self, feats: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map each level (B, C_student, H, W) to (B, C_teacher, H, W); half precision works without autocast too."""
-        return [conv(feat.to(next(conv.parameters()).dtype)) for conv, feat in zip(self, feats, strict=True)]
+        """Map each level (B, C_student, H, W) to (B, C_teacher, H, W)."""
+        return [conv(feat) for conv, feat in zip(self, feats, strict=True)]
 
 
 class Generator(nn.Sequential):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from yolokd.adapters import Adapters, Generator, as_float, standardize
 from yolokd.attention import Direction, RandomSource, log_attentions, quantile_mask
+from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
 
@@ -210,21 +212,25 @@ class DFMSDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the mean over levels; see the base class."""
-        terms = []
         levels = zip(
-            self.adapters(student.feats),
-            teacher.feats,
-            self.spatial_generators,
-            self.channel_generators,
-            strict=True,
+            student.feats, teacher.feats, self.adapters, self.spatial_generators, self.channel_generators, strict=True
         )
-        for adapted, raw, spatial_generator, channel_generator in levels:
-            wanted = raw.detach()
-            if self.align:
-                adapted, wanted = standardize(adapted), standardize(wanted)
-            spatial_mask, channel_mask = self.masks(raw, adapted, wanted)
-            term = dual_masked_generation(
-                adapted, wanted, spatial_mask, channel_mask, spatial_generator, channel_generator, self.fusion_bias
-            )
-            terms.append(term)
+        terms = []
+        for feat, raw, *modules in levels:
+            parameters = [self.fusion_bias, *nn.ModuleList(modules).parameters()]
+            adapter, spatial, channel = modules
+            level = partial(self._level, raw.detach(), adapter, spatial, channel)
+            terms.append(eager(level, [feat], parameters))
         return {"": torch.stack(terms).mean()}
+
+    def _level(
+        self, raw: torch.Tensor, adapter: Block, spatial_generator: Block, channel_generator: Block, feat: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the term of one level."""
+        adapted, wanted = adapter(feat), raw
+        if self.align:
+            adapted, wanted = standardize(adapted), standardize(wanted)
+        spatial_mask, channel_mask = self.masks(raw, adapted, wanted)
+        return dual_masked_generation(
+            adapted, wanted, spatial_mask, channel_mask, spatial_generator, channel_generator, self.fusion_bias
+        )

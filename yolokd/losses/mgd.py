@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,11 @@ from torch import nn
 
 from yolokd.adapters import Adapters, Generator, as_float, standardize
 from yolokd.attention import RandomSource
+from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
+
+Block = Callable[[torch.Tensor], torch.Tensor]
 
 
 def random_mask(feature: torch.Tensor, ratio: float, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -34,7 +38,7 @@ def masked_generation(
     adapted: torch.Tensor,
     teacher: torch.Tensor,
     mask: torch.Tensor,
-    generator: Callable[[torch.Tensor], torch.Tensor],
+    generator: Block,
 ) -> torch.Tensor:
     """Return the mean squared error between G(F^S * M) and F^T.
 
@@ -84,10 +88,16 @@ class MGDLoss(DistillLoss):
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the mean over levels; see the base class."""
         terms = []
-        levels = zip(self.adapters(student.feats), teacher.feats, self.generators, strict=True)
-        for adapted, wanted, generator in levels:
-            if self.align:
-                adapted, wanted = standardize(adapted), standardize(wanted.detach())
-            mask = random_mask(adapted, self.ratio, self.random.generator())
-            terms.append(masked_generation(adapted, wanted, mask, generator))
+        for feat, raw, *modules in zip(student.feats, teacher.feats, self.adapters, self.generators, strict=True):
+            adapter, generator = modules
+            level = partial(self._level, raw.detach(), adapter, generator)
+            terms.append(eager(level, [feat], nn.ModuleList(modules).parameters()))
         return {"": torch.stack(terms).mean()}
+
+    def _level(self, wanted: torch.Tensor, adapter: Block, generator: Block, feat: torch.Tensor) -> torch.Tensor:
+        """Return the term of one level."""
+        adapted = adapter(feat)
+        if self.align:
+            adapted, wanted = standardize(adapted), standardize(wanted)
+        mask = random_mask(adapted, self.ratio, self.random.generator())
+        return masked_generation(adapted, wanted, mask, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -11,11 +12,11 @@ from torch import nn
 
 from yolokd.adapters import Adapters, Generator, as_float, standardize
 from yolokd.attention import cell_mask, cell_mean, keep_grids, log_attentions, quantile_mask
+from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
 
 Weight = Literal["soft", "binary"]
-Maps = tuple[torch.Tensor, torch.Tensor]
 
 
 def pyramid_generation(
@@ -180,17 +181,36 @@ class SAMKDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the parts whose weight is not 0; see the base class."""
-        adapted = self.adapters(student.feats if self.generators else [feat.detach() for feat in student.feats])
-        attention = [log_attentions(feat, self.temperature) for feat in teacher.feats]
-        maps = [(given, raw.detach()) for given, raw in zip(adapted, teacher.feats, strict=True)]
-        alike = maps if self.align or self.part_gains["logit"] else []
-        aligned = [(standardize(given), standardize(wanted)) for given, wanted in alike]
-        terms = {}
+        weights: list[torch.Tensor] = []
+        levels = []
+        for index, (feat, raw) in enumerate(zip(student.feats, teacher.feats, strict=True)):
+            level = partial(self._level, index, raw.detach(), weights)
+            modules = nn.ModuleList([self.adapters[index], *self.generators[index : index + 1]])
+            levels.append(eager(level, [feat if self.generators else feat.detach()], modules.parameters()))
+        terms, mean = {}, torch.stack(levels).mean()
         if self.part_gains["feature"]:
-            terms["feature"] = self._feature(aligned if self.align else maps, attention)
+            terms["feature"] = mean
         if self.part_gains["logit"]:
-            terms["logit"] = self._logit(student, teacher, aligned, [spatial.exp() for spatial, _ in attention])
+            assert student.logits is not None and teacher.logits is not None, "samkd's logit part needs class logits"
+            terms["logit"] = weighted_binary(student.logits, teacher.logits, torch.cat(weights, dim=1))
+            if not self.generators:  # nothing else trains the adapters
+                terms["logit"] = terms["logit"] + (mean - mean.detach())
         return terms
+
+    def _level(self, index: int, raw: torch.Tensor, weights: list[torch.Tensor], feat: torch.Tensor) -> torch.Tensor:
+        """Return a level's masked feature term, or how well its map fits, and add its region weights to the list."""
+        adapted, wanted = self.adapters[index](feat), raw
+        spatial, channel = log_attentions(raw, self.temperature)
+        aligned = adapted, wanted
+        if self.align or self.part_gains["logit"]:
+            aligned = standardize(adapted), standardize(wanted)
+        if self.part_gains["logit"]:
+            weights.append(self.region_weight(*aligned, spatial.exp()).flatten(1))  # (B, 1, H, W) -> (B, H * W)
+        if not self.generators:
+            return F.mse_loss(*aligned)
+        adapted, wanted = aligned if self.align else (adapted, wanted)
+        spatial_masks, channel_mask = self.masks(spatial, channel)
+        return pyramid_generation(adapted, wanted, list(spatial_masks.values()), channel_mask, self.generators[index])
 
     def masks(self, spatial: torch.Tensor, channel: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
         """Return the spatial mask (B, 1, H, W) of each kept grid and the channel mask (B, C, 1, 1) of a level.
@@ -220,24 +240,3 @@ class SAMKDLoss(DistillLoss):
         grids = keep_grids((teacher.shape[-2], teacher.shape[-1]), self.grids)
         difference = discrepancy(adapted, teacher, grids)
         return difference * attention if self.weight == "soft" else largest_regions(difference, self.ratio)
-
-    def _feature(self, maps: Sequence[Maps], attention: Sequence[Maps]) -> torch.Tensor:
-        """Return the masked feature part, averaged over levels."""
-        terms = []
-        for (given, wanted), (spatial, channel), generator in zip(maps, attention, self.generators, strict=True):
-            spatial_masks, channel_mask = self.masks(spatial, channel)
-            terms.append(pyramid_generation(given, wanted, list(spatial_masks.values()), channel_mask, generator))
-        return torch.stack(terms).mean()
-
-    def _logit(
-        self, student: Taps, teacher: Taps, aligned: Sequence[Maps], attention: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the region-weighted logit part over all levels."""
-        assert student.logits is not None and teacher.logits is not None, "samkd's logit part needs class logits"
-        pairs = zip(aligned, attention, strict=True)
-        weights = [self.region_weight(*maps, spatial).flatten(1) for maps, spatial in pairs]  # (B, 1, H, W) -> (B, H*W)
-        term = weighted_binary(student.logits, teacher.logits, torch.cat(weights, dim=1))
-        if not self.generators:  # nothing else trains the adapters
-            fit = torch.stack([F.mse_loss(given, wanted) for given, wanted in aligned]).mean()
-            term = term + (fit - fit.detach())
-        return term

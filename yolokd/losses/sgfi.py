@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from yolokd.adapters import Adapters, as_float, standardize
+from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
 from yolokd.regions import Proposer, as_rois, pool, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
@@ -174,8 +177,20 @@ class SGFILoss(DistillLoss):
         """Return the one part; see `DistillLoss.parts`."""
         regions, real = self.proposer(student, targets)
         rois = as_rois(regions)
-        errors = []
+        sums = []
         for level, rows in enumerate(rows_by_level(regions, real, student.strides)):
-            adapted, reference, weights = self.matched(student, teacher, level, rois[rows])
-            errors.append(imitation_error(adapted, reference, weights, self.align))
-        return {"": torch.cat(errors).sum() / real.sum().clamp_min(1)}
+            term = partial(self._level, student, teacher, level, rois[rows])
+            sums.append(eager(term, student.feats, self._parameters_of(level)))
+        return {"": torch.stack(sums).sum() / real.sum().clamp_min(1)}
+
+    def _parameters_of(self, level: int) -> list[nn.Parameter]:
+        """Return the parameters that the regions of a teacher level are matched by."""
+        found = list(self.adapters[level].parameters())
+        return [*found, self.logit_scale, *self.embeddings[level].parameters()] if self.match == "soft" else found
+
+    def _level(
+        self, student: Taps, teacher: Taps, level: int, rois: torch.Tensor, *feats: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the sum of the errors of the regions of one teacher level, with the student's maps as given."""
+        matched = self.matched(replace(student, feats=feats), teacher, level, rois)
+        return imitation_error(*matched, self.align).sum()

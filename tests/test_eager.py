@@ -1,0 +1,132 @@
+"""Terms differentiated at once: values and gradients of the plain term, graphs that are gone, and what is refused."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.loss_contract import leaves, random_pair, random_taps, random_targets
+from yolokd.eager import eager
+from yolokd.losses import LOSSES
+
+
+def cubic(scale: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    return lambda left, right: (scale * left.pow(3)).sum() + (left * right).sum()
+
+
+def test_hand_worked_value_and_gradients() -> None:
+    """3 * (1 + 8) + (1 * 4 + 2 * 5) = 41; by left 9 x^2 + right, by right left, by the scale 1 + 8; all of it twice."""
+    left, right = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([4.0, 5.0], requires_grad=True)
+    scale = nn.Parameter(torch.tensor(3.0))
+    term = eager(cubic(scale), [left, right], [scale])
+    assert float(term.detach()) == 41.0
+    (2 * term).backward()
+    assert left.grad is not None and left.grad.tolist() == [2 * (9 + 4), 2 * (36 + 5)]
+    assert right.grad is not None and right.grad.tolist() == [2.0, 4.0]
+    assert scale.grad is not None and float(scale.grad) == 18.0
+
+
+def test_gradients_reach_what_is_behind_the_inputs_as_often_as_asked() -> None:
+    weight = torch.tensor([0.5, -1.0], requires_grad=True)
+    left = weight * 2
+    term = eager(cubic(torch.tensor(1.0)), [left, torch.ones(2)], [])
+    first = torch.autograd.grad(term, weight, retain_graph=True)[0]
+    second = torch.autograd.grad(term, weight)[0]
+    assert first.tolist() == second.tolist() == [2 * (3 * 1 + 1), 2 * (3 * 4 + 1)]
+
+
+def test_inputs_and_parameters_without_gradient_have_none() -> None:
+    left, right = torch.ones(2), torch.ones(2, requires_grad=True)
+    frozen, unused = nn.Parameter(torch.tensor(3.0), requires_grad=False), nn.Parameter(torch.ones(3))
+    eager(cubic(frozen), [left, right], [frozen, unused]).backward()
+    assert left.grad is None and frozen.grad is None
+    assert right.grad is not None and right.grad.tolist() == [1.0, 1.0]
+    assert unused.grad is not None and not unused.grad.any()
+
+
+def test_the_graph_is_gone_before_the_gradient_is_asked_for() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def term(value: torch.Tensor) -> torch.Tensor:
+        big = value.exp()  # which its own gradient needs
+        held.append(weakref.ref(big))
+        return big.sum()
+
+    value = torch.zeros(3, requires_grad=True)
+    found = eager(term, [value], [])
+    graph = found.grad_fn
+    assert graph is not None and {type(node).__name__ for node, _ in graph.next_functions if node} == {"AccumulateGrad"}
+    assert held[0]() is None
+    found.backward()
+    assert value.grad is not None and value.grad.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("nothing", ["no grad", "constant"])
+def test_without_gradient_the_term_is_merely_computed(nothing: str) -> None:
+    value = torch.ones(2, requires_grad=nothing == "no grad")
+    with torch.set_grad_enabled(nothing != "no grad"):
+        found = eager(cubic(torch.tensor(1.0)), [value, torch.ones(2)], [])
+    assert float(found) == 4.0 and not found.requires_grad
+
+
+def test_half_precision_waits_for_the_scaling_of_the_whole_loss() -> None:
+    """2^-30 is below float16's smallest number, 2^-24, until the loss is scaled."""
+    value = torch.ones(2, dtype=torch.float16, requires_grad=True)
+    found = eager(lambda given: (given.float() * 2.0**-30).sum(), [value], [])
+    (found * 2.0**20).backward()
+    assert value.grad is not None and value.grad.tolist() == [2.0**-10] * 2
+
+
+def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+    value = torch.ones(2, requires_grad=True)
+    found = eager(lambda given: given.pow(3).sum(), [value], [])
+    (grad,) = torch.autograd.grad(found, value, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dfmsd", {}),
+        ("dfmsd", {"align": False, "enhance": "none", "mask": "random"}),
+        ("mgd", {}),
+        ("samkd", {}),
+        ("samkd", {"feature": 0.0}),
+        ("samkd", {"logit": 0.0, "align": False}),
+        ("sgfi", {"regions": 8}),
+        ("sgfi", {"regions": 8, "match": "same"}),
+    ],
+)
+def test_methods_have_the_gradients_of_their_plain_terms(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that every parameter of a level is named: one that is left out would stay as it is, silently."""
+    found = gradients(name, options)
+    monkeypatch.setattr(f"yolokd.losses.{name}.eager", lambda term, inputs, parameters: term(*inputs))
+    expected = gradients(name, options)
+    assert expected and found.keys() == expected.keys()
+    for key, (value, grads) in expected.items():
+        torch.testing.assert_close(found[key][0], value, msg=key)
+        assert any(grad is not None and grad.any() for grad in grads), key
+        for mine, plain in zip(found[key][1], grads, strict=True):
+            torch.testing.assert_close(mine, plain, msg=key)
+
+
+def gradients(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return each part's value, and its gradients at the student's maps, its logits and all parameters."""
+    torch.manual_seed(3)
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    student = leaves(student)
+    module = LOSSES[name](pair, **options)
+    reached = [*student.feats, student.logits, *module.parameters()]
+    return {
+        part: (term.detach(), torch.autograd.grad(term, reached, retain_graph=True, allow_unused=True))
+        for part, term in module.parts(student, teacher, random_targets(student)).items()
+    }
