@@ -206,7 +206,7 @@ def test_queue_is_projected_anew() -> None:
 
 
 def test_layers_meet_few_lengths_and_rows_are_projected_as_by_themselves() -> None:
-    """oneDNN keeps memory for every length: 0.5 GB after 120 steps of 256 regions and a queue of 4096."""
+    """Memory is kept for every length, see `filled`."""
     pair = random_pair()
     module = CKDLoss(pair, dim=4, queue=64)
     lengths: set[int] = set()

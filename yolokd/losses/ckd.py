@@ -13,10 +13,8 @@ from torchvision.ops import box_iou
 
 from yolokd.adapters import as_float, standardize
 from yolokd.losses.base import DistillLoss
-from yolokd.regions import Proposer, as_rois, pool, rows_by_level, split_by_level
+from yolokd.regions import Proposer, as_rois, filled, pool, rows_by_level, split_by_level
 from yolokd.taps import Pair, Taps, Targets
-
-LENGTHS = 8  # rows are filled up to one of so many lengths: oneDNN keeps memory for every length that it has met
 
 
 def contrast(
@@ -233,11 +231,10 @@ class CKDLoss(DistillLoss):
             rows (list[torch.Tensor]): Indices of the regions of each level.
             count (int): Number N of regions.
         """
-        step = max(1, -(-count // LENGTHS))
-        values = []
-        for layer, value in zip(entry, features):
-            filled = F.pad(value, (0, 0, 0, -len(value) % step))
-            values.append(as_float(self.projection(layer(filled)))[: len(value)])
+        values = [
+            as_float(self.projection(layer(filled(value, count))))[: len(value)]
+            for layer, value in zip(entry, features)
+        ]
         found = torch.cat(values)
         return found.new_zeros(count, found.shape[1]).index_copy(0, torch.cat(rows), found)
 

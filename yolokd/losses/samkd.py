@@ -38,10 +38,12 @@ def pyramid_generation(
     Returns:
         (torch.Tensor): Scalar, not negative.
     """
-    masked = adapted * channel_mask
-    stacked = torch.cat([masked * mask for mask in spatial_masks])  # (K * B, C, H, W): one pass for all grids
-    wanted = as_float(teacher.detach())
-    errors = [F.mse_loss(as_float(grid), wanted) for grid in generator(stacked).split(len(teacher))]
+    masked, wanted = adapted * channel_mask, as_float(teacher.detach())
+
+    def error(given: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(as_float(generator(given)), wanted)
+
+    errors = [eager(error, [masked * mask], generator.parameters()) for mask in spatial_masks]
     return torch.stack(errors).mean()
 
 
