@@ -32,7 +32,7 @@ from yolokd.records import write_json
 from yolokd.taps import Taps, Targets
 from yolokd.task import Task, first
 from yolokd.trainers import TRAINERS
-from yolokd.unlabeled.pseudo import joined, pseudo_targets
+from yolokd.unlabeled.pseudo import joined, pseudo_targets, thinned
 from yolokd.unlabeled.sources import absolute, files, unlabeled_files
 from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, fitted, join, shares
 
@@ -564,3 +564,46 @@ def test_an_epoch_of_unequal_parts_counts_all_images(tmp_path: Path, data: Path,
     trainer = run(tmp_path, data, tiny_teacher("yolov8n"), kd_unlabeled_ratio=0.5, batch=3)
     assert len(trainer.train_loader) == math.ceil(8 / 3)
     assert [batch[LABELED] for batch in trainer.train_loader] == [1, 1, 1]
+
+
+def test_thinned_logits_answer_at_one_anchor_of_an_object() -> None:
+    """Of two images of three anchors and two classes the medians are (1, -2) and (0, 3)."""
+    logits = torch.tensor([[[4.0, -3], [1, -2], [0, 2]], [[0.0, 3], [-1, 5], [2, 3]]])
+    chosen = torch.tensor([[True, False, False], [False, False, False]])
+    found = thinned(Taps([torch.zeros(2, 1, 1, 3)], (32,), logits=logits), chosen).logits
+    assert found is not None
+    assert found.tolist() == [[[4, -3], [1, -2], [0, -2]], [[0, 3], [-1, 3], [0, 3]]]
+    without = Taps([torch.zeros(2, 1, 1, 3)], (32,))
+    assert thinned(without, chosen) is without
+
+
+@pytest.mark.parametrize("labeled", [3, 2, 0])
+def test_a_one_to_one_branch_is_taught_by_a_teacher_without_one_where_there_are_no_labels(labeled: int) -> None:
+    """Imitating a one-to-many branch makes it predict each object several times."""
+    model, criterion = tiny_criterion("bckd", "yolo26n", "yolov8n", kd_unlabeled="rest")
+    batch = tiny_batch(images=3)
+    kept = batch["batch_idx"] < labeled
+    batch = {**batch, LABELED: labeled, **{key: batch[key][kept] for key in ("cls", "bboxes", "batch_idx")}}
+    criterion.confidence = 0.01
+    module = criterion.methods["bckd"][0]
+    calls: list[Any] = []
+    plain = module.parts
+    module.parts = lambda *given: calls.append(given) or plain(*given)
+    loss, _ = model(batch)
+    loss.sum().backward()
+    (own, other, targets), *rest = calls
+    assert len(own.logits) == len(other.logits) == len(targets.positives) == 3
+    if labeled == 3:
+        assert not rest
+        return
+    ((single, thin, found),) = rest
+    assert len(single.logits) == len(thin.logits) == len(single.feats[0]) == len(found.positives) == 3 - labeled
+    assert found.positives.sum() == len(found.boxes) > 0
+    assert set(found.image_index.tolist()) <= set(range(3 - labeled))
+    dense = other.logits[labeled:]
+    assert torch.equal(thin.logits[found.positives], dense[found.positives])
+    rest_of_it = thin.logits.masked_fill(found.positives.unsqueeze(-1), -torch.inf).amax(1)
+    assert torch.all(rest_of_it <= dense.median(dim=1).values)
+    head = model.model[-1]
+    for layers in (head.one2one_cv2, head.one2one_cv3):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in layers.parameters())

@@ -20,7 +20,6 @@ from yolokd.students.query_task import task_for
 from yolokd.taps import Taps, Targets
 from yolokd.teachers.ensemble import confidence_weights
 from yolokd.teachers.precision import beside
-from yolokd.unlabeled.pseudo import joined, pseudo_targets
 from yolokd.watch import TermWatch
 
 Units = dict[str, tuple[str, torch.Tensor, float]]
@@ -195,11 +194,13 @@ class DistillationLoss(nn.Module):
     def _units(self, student: Output, batch: dict[str, torch.Tensor]) -> Units:
         """Return each unit's method, its weighted sum over teachers and branches, and the sum of the weights."""
         acting = self.stages.acting(self.stage)
+        whole = self.task.labeled(batch) == len(batch["img"])
         taps, sound = {}, {}
         for index in acting:
             link = self.links[index]
             teacher, sound[index] = finite_output(link.teacher(batch["img"]))
-            taps[index] = {branch: self.pair(link, student, teacher, branch, batch) for branch in self.task.branches}
+            branches = [name for name in self.task.branches if link.teaches(name) or not whole]
+            taps[index] = {branch: self.pair(link, student, teacher, branch, batch) for branch in branches}
         shares: Sequence[Any] = [1 / len(acting)] * len(acting)
         if self.by_confidence and len(acting) > 1:
             sides = [taps[index]["one2many"] for index in acting]
@@ -223,16 +224,8 @@ class DistillationLoss(nn.Module):
     def pair(
         self, link: Link, student: Output, teacher: Output, branch: str, batch: dict[str, torch.Tensor]
     ) -> tuple[Taps, Taps, Targets]:
-        """Return the taps of both sides and the targets for one branch of the student."""
-        own, other = link.taps(student, teacher, branch)
-        labeled, parts = self.task.labeled(batch), []
-        if labeled:
-            parts.append(link.targets(self.task.targets(batch, branch, own.image_size), student))
-        if labeled < len(batch["img"]):
-            classes, one_each = link.student_view.classes, branch == "one2one"
-            parts.append(pseudo_targets(other, labeled, self.confidence, classes, one_each))
-            self.task.detected[branch] = parts[-1]
-        return own, other, joined(parts)
+        """Return the taps of both sides and the targets for one branch of the student; see `Link.sides`."""
+        return link.sides(student, teacher, branch, batch, self.task, self.confidence)
 
     def _note(self, units: Units, terms: Mapping[str, torch.Tensor], factor: float) -> None:
         """Add the step to the epoch's means, and let the watch see the terms that should act."""

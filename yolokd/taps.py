@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -85,6 +86,12 @@ class Taps:
         """Return the boxes that the model predicts, wherever it predicts them, detached, with shape (B, A or Q, 4)."""
         with torch.no_grad():
             return self.decoded() if self.regions is None else self.regions.detach().float()
+
+    def since(self, first: int) -> Taps:
+        """Return the taps of the images from `first` on."""
+        parts = {name: getattr(self, name) for name in ("logits", "boxes", "angles", "regions")}
+        cut: dict[str, Any] = {name: part if part is None else part[first:] for name, part in parts.items()}
+        return replace(self, feats=[feat[first:] for feat in self.feats], **cut)
 
     def split(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Split per-anchor values with shape (B, A, ...) into levels with shape (B, H, W, ...)."""

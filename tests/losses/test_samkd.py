@@ -74,15 +74,16 @@ def test_grids_weigh_the_same() -> None:
 
 
 def test_gradient_of_the_feature_part() -> None:
-    student, weight = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 5, 4), (2, 2, 3, 3)))
+    student = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    block = nn.Conv2d(2, 2, kernel_size=3, padding=1, bias=False).double()
     teacher = torch.randn(2, 2, 5, 4, dtype=torch.float64)
     spatial = [cell_mask(spatial_attention(teacher, 0.5), 0.4, grid) for grid in (1, 2)]
     channel = quantile_mask(channel_attention(teacher, 0.5), 0.5)
 
-    def term(s: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return pyramid_generation(s, teacher, spatial, channel, lambda x: nn.functional.conv2d(x, w, padding=1))
+    def term(s: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return pyramid_generation(s, teacher, spatial, channel, block)
 
-    assert torch.autograd.gradcheck(term, (student, weight))
+    assert torch.autograd.gradcheck(term, (student, block.weight))
 
 
 # Logit part -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -24,7 +24,7 @@ def pyramid_generation(
     teacher: torch.Tensor,
     spatial_masks: Sequence[torch.Tensor],
     channel_mask: torch.Tensor,
-    generator: Callable[[torch.Tensor], torch.Tensor],
+    generator: nn.Module,
 ) -> torch.Tensor:
     """Return the mean over grids k of the mean squared error between G(F^S * M^k * M_c) and F^T.
 
@@ -33,7 +33,7 @@ def pyramid_generation(
         teacher (torch.Tensor): Teacher's map with shape (B, C, H, W).
         spatial_masks (Sequence[torch.Tensor]): Mask M^k of each grid with shape (B, 1, H, W).
         channel_mask (torch.Tensor): Mask M_c with shape (B, C, 1, 1).
-        generator (Callable): The block G, from and to (K * B, C, H, W).
+        generator (nn.Module): The block G, from and to (B, C, H, W).
 
     Returns:
         (torch.Tensor): Scalar, not negative.

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from yolokd.outputs import Output, View
 from yolokd.pairs.levels import onto_grid
 from yolokd.taps import Taps, Targets
+from yolokd.task import Task
+from yolokd.unlabeled.pseudo import joined, pseudo_targets, thinned
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,50 @@ class Link:
         towers = self.teacher.towers(other, self.teacher_view) if other else None
         own = self.student_view.taps(student, branch if student.branches else None)
         return own, onto_grid(self.teacher_view.taps(teacher, other, towers), own)
+
+    def teaches(self, branch: str) -> bool:
+        """Return whether the teacher has a like of a student's branch, or what may stand for it.
+
+        A one-to-many branch answers at many anchors of an object. A one-to-one branch that imitates it predicts each
+        object several times, and nothing suppresses them.
+        """
+        return branch != "one2one" or branch in self.teacher.branches
+
+    def sides(
+        self,
+        student: Output,
+        teacher: Output,
+        branch: str,
+        batch: dict[str, torch.Tensor],
+        task: Task,
+        confidence: float,
+    ) -> tuple[Taps, Taps, Targets]:
+        """Return the taps of both sides and the targets for one branch of the student.
+
+        A one-to-one branch whose teacher has none is taught on images without labels alone, where nothing else teaches
+        it: there the teacher's logits are thinned to one anchor per object.
+
+        Args:
+            student (Output): The student's raw output.
+            teacher (Output): The teacher's.
+            branch (str): The student's branch.
+            batch (dict[str, torch.Tensor]): The host's batch.
+            task (Task): The student's own criterion, which has assigned its anchors; told what the teacher detects.
+            confidence (float): Teacher's probability from which an anchor of an image without labels is an object's.
+        """
+        own, other = self.taps(student, teacher, branch)
+        labeled, parts, teaches = task.labeled(batch), [], self.teaches(branch)
+        if labeled and teaches:
+            parts.append(self.targets(task.targets(batch, branch, own.image_size), student))
+        if labeled < len(batch["img"]):
+            classes, one_each = self.student_view.classes, branch == "one2one"
+            parts.append(pseudo_targets(other, labeled, confidence, classes, one_each))
+            task.detected[branch] = parts[-1]
+        if teaches:
+            return own, other, joined(parts)
+        (found,) = parts
+        own, other = own.since(labeled), thinned(other.since(labeled), found.positives)
+        return own, other, replace(found, image_index=found.image_index - labeled)
 
     def targets(self, targets: Targets, student: Output) -> Targets:
         """Return the targets with the assignment on the shared levels alone."""

@@ -64,6 +64,23 @@ def pseudo_targets(
     return Targets(boxes[kept], labels, image[kept] + first, positives, probability * positives)
 
 
+def thinned(teacher: Taps, chosen: torch.Tensor) -> Taps:
+    """Return a one-to-many teacher's taps as a one-to-one branch would give them: one anchor answers for an object.
+
+    Args:
+        teacher (Taps): The teacher's taps on U images.
+        chosen (torch.Tensor): The anchor of each object, with shape (U, A), bool.
+
+    Returns:
+        (Taps): The same, with logits at all other anchors at most the median of their class in that image.
+    """
+    if teacher.logits is None:
+        return teacher
+    background = teacher.logits.median(dim=1, keepdim=True).values  # (U, A, K) -> (U, 1, K)
+    logits = torch.where(chosen.unsqueeze(-1), teacher.logits, torch.minimum(teacher.logits, background))
+    return replace(teacher, logits=logits)
+
+
 def joined(parts: Sequence[Targets]) -> Targets:
     """Return the targets of consecutive images of a batch as one."""
     if len(parts) == 1:
