@@ -247,6 +247,22 @@ def test_difference_is_relative_to_the_channel_but_not_for_scores_near_zero() ->
     assert difference([ours], [ours * np.nan])[1] == np.inf
 
 
+def test_classes_of_one_box_with_like_scores_may_change_places() -> None:
+    """Of a box's classes NMS sees the best alone, so that rounding may name another on each side."""
+    box = [[10.0], [10.0], [8.0], [8.0]]
+    ours, theirs, other = (
+        np.array([[*box, [first], [second]]], dtype=np.float32)
+        for first, second in ((0.9, 0.9001), (0.9001, 0.9), (0.9, 0.1))
+    )
+
+    def kept(output: Any, iou: float) -> Any:
+        return detections(output, 0.25, iou, nc=2, final=False, rotated=False)
+
+    assert not partnered(kept(ours, 0.7), kept(theirs, 0.7), 0.3, 1e-3)
+    assert partnered(kept(ours, 0.7), kept(theirs, 1.0), 0.3, 1e-3)
+    assert not partnered(kept(ours, 0.7), kept(other, 1.0), 0.3, 1e-3)  # a class that the other side is not sure of
+
+
 def test_equal_scores_may_change_places_in_final_detections() -> None:
     a, b, c = (0, 0, 10, 10, 0.5, 1), (20, 20, 40, 40, 0.5, 1), (5, 5, 9, 9, 0.1, 0)
     assert ordered_difference([rows(a, b, c)], [rows(b, a, c)], 1e-3) == (0, 0)

@@ -21,11 +21,15 @@ Array = NDArray[np.float32]
 def detections(
     output: Array, conf: float, iou: float, nc: int, final: bool, rotated: bool, most: int = 300, agnostic: bool = False
 ) -> Array:
-    """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class; rotated boxes as if they were not."""
+    """Return the detections (N, 6) of one image as x1, y1, x2, y2, score, class; rotated boxes as if they were not.
+
+    With an IoU of 1 these are all that there are, of every class of a box and not of its best one alone.
+    """
     if not final:
         raw = torch.from_numpy(output[:, : 4 + nc + rotated].copy())
-        kept = most if iou < 1 else raw.shape[2]  # or all that there are
-        settings: Any = {"nc": nc, "max_det": kept, "agnostic": agnostic, "max_time_img": 60.0, "rotated": rotated}
+        whole = iou >= 1
+        settings: Any = {"nc": nc, "max_det": raw.shape[2] * nc if whole else most, "multi_label": whole}
+        settings |= {"agnostic": agnostic, "max_time_img": 60.0, "rotated": rotated}
         rows = non_max_suppression(raw, conf, iou, **settings)[0].numpy()[:, :6]
     else:
         rows = output[0][output[0][:, 4] >= conf][:, :6]
