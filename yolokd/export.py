@@ -199,7 +199,7 @@ def check_export(
     if protos:
         worst = difference([a for a, _ in protos], [b for _, b in protos])
         max_abs, max_rel = max(max_abs, worst[0]), max(max_rel, worst[1])
-    # which of two boxes with like scores NMS keeps may differ, and which of a box's classes, so a partner may be dropped
+    # which of two boxes with like scores NMS keeps may differ, or which of a box's classes: a partner may be dropped
     more = [detections(output, conf - slack, 1.0, nc, end2end, obb) for output, _ in pairs]
     others = [detections(output, conf - slack, 1.0, nc, end2end or with_nms, obb) for _, output in pairs]
     same = all(partnered(a, b, conf + slack, tolerance) for a, b in zip(ours + theirs, others + more))

@@ -80,8 +80,8 @@ def fit_classes(
 def _partners(student: Any, teacher: Any) -> dict[str, str]:
     """Return the teacher's class layer of the same stride and branch for each of the student's.
 
-    A one-to-one branch has none where the teacher has no such branch: fitted to one-to-many logits it would predict each
-    object several times, and nothing suppresses them.
+    A one-to-one branch has none where the teacher has no such branch: fitted to one-to-many logits it would predict
+    each object several times, and nothing suppresses them.
     """
     if input_channels(student) != input_channels(teacher):
         return {}
