@@ -215,6 +215,23 @@ def test_heads_of_one_and_two_branches_teach_each_other(student: str, teacher: s
     assert float(items["pcd_loss"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "method", "said"),
+    [
+        ("yolo26n", "yolov8n", "pcd", True),
+        ("yolo26n", "yolov8n", "pkd", False),
+        ("yolo26n", "yolo26n", "pcd", False),
+        ("yolov8n", "yolov8n", "pcd", False),
+    ],
+)
+def test_it_is_said_where_a_one_to_one_branch_is_not_taught(
+    student: str, teacher: str, method: str, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="ultralytics"):
+        tiny_criterion(method, student, teacher)
+    assert ("one-to-many branch alone" in caplog.text) == said
+
+
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (2, 1), (7, 1)])
 def test_every_adapter_has_a_gradient_on_every_step(epoch: int, step: int) -> None:
     teachers = [tiny_model("yolov8n", seed=2), tiny_model("yolo11n", seed=3)]

@@ -83,6 +83,15 @@ def build_criterion(
         wanted, read_boxes = _wanted(model, teacher, methods, args)
         read = [branch for branch in teacher.branches if branch in wanted]
         teacher.prepare(device, read, args.kd_teacher_dtype, boxes or read_boxes, args.kd_compile)
+    if (
+        not all(joined.teaches("one2one") for joined in links)
+        and _two_branches(model)
+        and _class_methods(methods, args)
+    ):
+        LOGGER.info(
+            "distillation: the student predicts by its one-to-one branch, and a teacher has none: logits are distilled in "
+            "the one-to-many branch alone where there are labels (a teacher such as YOLO26 teaches both)"
+        )
     points = args.dfmsd_stages if "dfmsd" in methods else []
     criterion = DistillationLoss(
         base=model.init_criterion(),
@@ -157,9 +166,14 @@ def _pair(model: Any, joined: Link, channels: Sequence[int], args: Any) -> Pair:
     )
 
 
+def _two_branches(model: Any) -> bool:
+    """Return whether a student has a one-to-one branch beside its one-to-many branch."""
+    return getattr(model.model[-1], "one2one_cv2", None) is not None
+
+
 def _wanted(model: Any, teacher: Teacher, methods: Sequence[str], args: Any) -> tuple[set[str], bool]:
     """Return the teacher's head branches that are read, and whether their boxes are."""
-    two_branches = getattr(model.model[-1], "one2one_cv2", None) is not None
+    two_branches = _two_branches(model)
     readers = _class_methods(methods, args)
     if args.kd_unlabeled and teacher.dense:  # its detections are the objects there
         readers += [name for name in methods if LOSSES[name].signal == "regions"]
