@@ -89,8 +89,8 @@ def build_criterion(
         and _class_methods(methods, args)
     ):
         LOGGER.info(
-            "distillation: the student predicts by its one-to-one branch, and a teacher has none: logits are distilled in "
-            "the one-to-many branch alone where there are labels (a teacher such as YOLO26 teaches both)"
+            "distillation: the student predicts by its one-to-one branch, and a teacher has none: where there are "
+            "labels, logits are distilled in the one-to-many branch alone (a teacher such as YOLO26 teaches both)"
         )
     points = args.dfmsd_stages if "dfmsd" in methods else []
     criterion = DistillationLoss(
