@@ -178,7 +178,7 @@ def split_by_level(level: torch.Tensor, real: torch.Tensor, count: int) -> list[
 
 
 def filled(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """Return rows filled up with zeros to a multiple of an eighth of the most that there can be.
+    """Return rows filled up with zeros to a multiple of a sixteenth of the most that there can be.
 
     The number of a level's regions changes from step to step, and oneDNN keeps memory for every length that a layer has
     met: some 0.5 GB after 120 steps of 256 regions and a queue of 4096.
@@ -190,7 +190,7 @@ def filled(rows: torch.Tensor, most: int) -> torch.Tensor:
     Returns:
         (torch.Tensor): Rows with shape (N, D), N at least n, the first n as they were.
     """
-    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % max(1, -(-most // 8))))
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % max(1, -(-most // 16))))
 
 
 def as_rois(regions: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from tests.loss_contract import LossContract, leaves, random_pair, random_taps, 
 from tests.losses.fitting import fit
 from tests.oracles import regions as oracle
 from yolokd.losses.sgfi import Embedding, SGFILoss, imitation_error, level_weights
-from yolokd.regions import propose, rows_by_level
+from yolokd.regions import propose
 
 LARGE = [(36, 44), (18, 22), (9, 11)]  # an image of 288 x 352 pixels: regions on all three levels
 
@@ -176,21 +176,3 @@ def test_overfits() -> None:
     module = SGFILoss(pair, regions=16)
     before, after = fit(module, leaves(student), teacher, random_targets(student))
     assert after < 0.5 * before, (before, after)
-
-
-def test_layers_meet_few_lengths_whatever_the_regions() -> None:
-    """Memory is kept for every length, see `filled`."""
-    pair = random_pair()
-    module = SGFILoss(pair, regions=32)
-    lengths: set[int] = set()
-    numbers: set[int] = set()
-    for embedding in module.embeddings:
-        embedding.register_forward_pre_hook(lambda _, given: lengths.add(len(given[0])))
-    for seed in range(12):
-        student, teacher = random_taps(pair, sizes=LARGE, seed=seed)
-        targets = random_targets(student, seed=seed)
-        module(student, teacher, targets)
-        regions, real = module.proposer(student, targets)
-        numbers |= {len(rows) for rows in rows_by_level(regions, real, pair.strides)}
-    step = len(real.flatten()) // 8
-    assert len(numbers) > 10 and all(length % step == 0 for length in lengths), (numbers, lengths)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from yolokd.adapters import Adapters, as_float, standardize
 from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
-from yolokd.regions import Proposer, as_rois, filled, pool, rows_by_level
+from yolokd.regions import Proposer, as_rois, pool, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 Match = Literal["soft", "same"]
@@ -179,7 +179,7 @@ class SGFILoss(DistillLoss):
         rois = as_rois(regions)
         sums = []
         for level, rows in enumerate(rows_by_level(regions, real, student.strides)):
-            term = partial(self._level, student, teacher, level, filled(rois[rows], len(rois)), len(rows))
+            term = partial(self._level, student, teacher, level, rois[rows])
             sums.append(eager(term, student.feats, self._parameters_of(level)))
         return {"": torch.stack(sums).sum() / real.sum().clamp_min(1)}
 
@@ -189,8 +189,8 @@ class SGFILoss(DistillLoss):
         return [*found, self.logit_scale, *self.embeddings[level].parameters()] if self.match == "soft" else found
 
     def _level(
-        self, student: Taps, teacher: Taps, level: int, rois: torch.Tensor, count: int, *feats: torch.Tensor
+        self, student: Taps, teacher: Taps, level: int, rois: torch.Tensor, *feats: torch.Tensor
     ) -> torch.Tensor:
-        """Return the sum of the errors of the first regions of one teacher level, with the student's maps as given."""
-        adapted, reference, weights = self.matched(replace(student, feats=feats), teacher, level, rois)
-        return imitation_error(adapted[:count], reference[:count], weights[:count], self.align).sum()
+        """Return the sum of the errors of the regions of one teacher level, with the student's maps as given."""
+        matched = self.matched(replace(student, feats=feats), teacher, level, rois)
+        return imitation_error(*matched, self.align).sum()
