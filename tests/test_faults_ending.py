@@ -120,6 +120,8 @@ def test_the_launcher_of_several_devices_is_ended_too() -> None:
     waiting = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen([*waiting, LAUNCHER]) as launcher, subprocess.Popen(waiting) as other:
         try:
+            while LAUNCHER not in psutil.Process(launcher.pid).cmdline():  # empty for a moment, while it is started
+                time.sleep(0.01)
             with pytest.raises(Terminated), terminable():
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(1)
