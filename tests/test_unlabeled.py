@@ -579,7 +579,7 @@ def test_thinned_logits_answer_at_one_anchor_of_an_object() -> None:
 
 @pytest.mark.parametrize("labeled", [3, 2, 0])
 def test_a_one_to_one_branch_is_taught_by_a_teacher_without_one_where_there_are_no_labels(labeled: int) -> None:
-    """Imitating a one-to-many branch makes it predict each object several times."""
+    """From a one-to-many branch it would learn to predict an object several times."""
     model, criterion = tiny_criterion("bckd", "yolo26n", "yolov8n", kd_unlabeled="rest")
     batch = tiny_batch(images=3)
     kept = batch["batch_idx"] < labeled

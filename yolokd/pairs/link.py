@@ -38,8 +38,8 @@ class Link:
     def teaches(self, branch: str) -> bool:
         """Return whether the teacher has a like of a student's branch, or what may stand for it.
 
-        A one-to-many branch answers at many anchors of an object. A one-to-one branch that imitates it predicts each
-        object several times, and nothing suppresses them.
+        A one-to-many branch answers at many anchors of an object. A one-to-one branch that imitates it learns to
+        predict an object several times, and nothing suppresses them.
         """
         return branch != "one2one" or branch in self.teacher.branches
 
