@@ -1,11 +1,9 @@
-"""Regions: choice, validity, levels and pooling."""
+"""Regions: choice, validity, and levels."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.loss_contract import random_pair, random_taps, random_targets
 from tests.oracles import regions as oracle
-from yolokd.regions import Proposer, as_rois, assigned_level, pool, propose, rows_by_level, valid_boxes
+from yolokd.regions import Proposer, as_rois, assigned_level, propose, rows_by_level, valid_boxes
 from yolokd.taps import Taps, Targets
 
 
@@ -162,53 +160,6 @@ def test_as_rois() -> None:
     regions = torch.arange(16.0).view(2, 2, 4)
     expected = [[0, 0, 1, 2, 3], [0, 4, 5, 6, 7], [1, 8, 9, 10, 11], [1, 12, 13, 14, 15]]
     assert as_rois(regions).tolist() == expected
-
-
-def test_pool_equals_the_loop_version() -> None:
-    feature = torch.randn(2, 3, 9, 12, generator=seeded(), dtype=torch.float64)
-    boxes = torch.tensor([[0.0, 0, 96, 72], [10, 20, 30, 25], [88, 64, 96, 72], [5, 5, 6, 6]], dtype=torch.float64)
-    rois = torch.cat((torch.tensor([[0.0], [1], [1], [0]]), boxes), dim=1)
-    pooled = pool(feature, 8, rois)
-    for roi, ours in zip(rois, pooled):
-        expected = oracle.roi_align(feature[int(roi[0])].numpy(), roi[1:].numpy(), 8)
-        np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_pooling_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not where torchvision would, on GPUs with deterministic algorithms: gains are measured by a second backward."""
-    theirs = importlib.import_module("torchvision.ops.roi_align")
-    monkeypatch.setattr(theirs, "_has_ops", lambda: False)  # leads there on a CPU too
-    monkeypatch.setattr(theirs, "_roi_align", lambda *_: pytest.fail("compiled"))
-    feature = torch.randn(1, 2, 8, 8, generator=seeded(), requires_grad=True)
-    pooled = pool(feature, 8, torch.tensor([[0.0, 5, 5, 40, 50]])).sum()
-    first, second = (torch.autograd.grad(pooled, feature, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second) and first.abs().max() > 0
-
-
-def test_pooling_to_one_bin_is_the_mean_of_the_bins() -> None:
-    feature = torch.randn(1, 3, 9, 12, generator=seeded(), dtype=torch.float64)
-    rois = torch.tensor([[0.0, 3, 4, 70, 60], [0, 80, 1, 95, 71]])
-    one = pool(feature, 8, rois, size=1, samples=14)[..., 0, 0]
-    torch.testing.assert_close(one, pool(feature, 8, rois).mean(dim=(2, 3)))
-
-
-def test_pool_of_a_linear_map_is_the_bin_centre() -> None:
-    # The map's value is the cell centre's x in pixels, so a bin's value is its own centre: 16 + (j + 0.5) * 56 / 7.
-    x = (torch.arange(12.0) + 0.5) * 8
-    pooled = pool(x.expand(1, 1, 9, 12).contiguous(), 8, torch.tensor([[0.0, 16, 8, 72, 64]]))
-    torch.testing.assert_close(pooled[0, 0, 3], 16 + (torch.arange(7.0) + 0.5) * 8)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_pool_of_half_precision_and_of_no_region(dtype: torch.dtype) -> None:
-    feature = torch.randn(1, 3, 4, 4, generator=seeded()).to(dtype).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        pooled = pool(feature, 8, torch.tensor([[0.0, 0, 0, 32, 32]]))
-    assert pooled.dtype == torch.float32
-    none = pool(feature, 8, torch.zeros(0, 5))
-    assert none.shape == (0, 3, 7, 7)
-    none.sum().backward()
-    assert torch.equal(feature.grad, torch.zeros_like(feature))
 
 
 def test_proposer_moves_its_stream_in_training_only() -> None:

@@ -1,14 +1,12 @@
-"""Regions of interest on the student's own predictions, and the features pooled from them."""
+"""Regions of interest on the student's own predictions, and the levels that they belong to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torchvision.ops  # noqa: F401, registers the operator
 from torch import nn
 
-from yolokd.adapters import as_float
 from yolokd.taps import Taps, Targets
 
 
@@ -198,27 +196,3 @@ def as_rois(regions: torch.Tensor) -> torch.Tensor:
     batch, count = regions.shape[:2]
     image = torch.arange(batch, device=regions.device, dtype=regions.dtype).view(-1, 1, 1).expand(-1, count, 1)
     return torch.cat((image, regions), dim=-1).flatten(0, 1)
-
-
-def pool(feature: torch.Tensor, stride: int, rois: torch.Tensor, size: int = 7, samples: int = 2) -> torch.Tensor:
-    """Pool regions from one map by RoIAlign (He et al. 2017, arXiv 1703.06870, section 3), in float32.
-
-    The operator is called by itself: where deterministic algorithms are asked for, as the host does by default, its
-    function in torchvision compiles another form on GPUs, whose graph cannot be gone through twice to measure gains.
-
-    Args:
-        feature (torch.Tensor): Map with shape (B, C, H, W).
-        stride (int): Stride of the map in pixels.
-        rois (torch.Tensor): Image index and box in pixels with shape (N, 5).
-        size (int): Bins per side.
-        samples (int): Sampling points per side of a bin.
-
-    Returns:
-        (torch.Tensor): Region features with shape (N, C, size, size).
-    """
-    feature = as_float(feature)
-    with torch.autocast(feature.device.type, enabled=False):
-        pooled: torch.Tensor = torch.ops.torchvision.roi_align(
-            feature, rois.to(feature.dtype), 1 / stride, size, size, samples, True
-        )
-    return pooled

@@ -13,7 +13,8 @@ from torchvision.ops import box_iou
 
 from yolokd.adapters import as_float, standardize
 from yolokd.losses.base import DistillLoss
-from yolokd.regions import Proposer, as_rois, filled, pool, rows_by_level, split_by_level
+from yolokd.pooling import pool
+from yolokd.regions import Proposer, as_rois, filled, rows_by_level, split_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 

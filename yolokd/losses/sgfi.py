@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from yolokd.adapters import Adapters, as_float, standardize
 from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
-from yolokd.regions import Proposer, as_rois, pool, rows_by_level
+from yolokd.pooling import pool
+from yolokd.regions import Proposer, as_rois, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 Match = Literal["soft", "same"]
@@ -54,9 +55,10 @@ def imitation_error(
         (torch.Tensor): Errors with shape (N,), in float32 (float64 for float64 input).
     """
     teacher = as_float(teacher_regions).detach()
-    with torch.autocast(weights.device.type, enabled=False):  # (N, 1, L) x (N, L, C * S * S) -> (N, C, S, S)
-        flat = torch.bmm(as_float(weights).unsqueeze(1), as_float(student_regions).flatten(2))
-    mixture = flat.view(teacher.shape)
+    regions = student_regions.movedim(2, -1)  # (N, L, S, S, C), as they lie in memory
+    with torch.autocast(weights.device.type, enabled=False):  # (N, 1, L) x (N, L, S * S * C) -> (N, 1, S * S * C)
+        flat = torch.bmm(weights.to(regions.dtype).unsqueeze(1), regions.flatten(2))
+    mixture = as_float(flat).view(regions[:, 0].shape).movedim(-1, 1)  # (N, S, S, C) -> (N, C, S, S)
     if align and len(mixture):
         mixture, teacher = standardize(mixture), standardize(teacher)
     return (mixture - teacher).square().mean(dim=(1, 2, 3))
@@ -159,18 +161,18 @@ class SGFILoss(DistillLoss):
                 (N, L, C, 7, 7), teacher features with shape (N, C, 7, 7), weights with shape (N, L).
         """
         # N regions of this teacher level, L student levels, C channels of the teacher level
-        pooled = [pool(f, stride, rois, SIZE, SAMPLES) for f, stride in zip(student.feats, student.strides)]
-        adapted = torch.stack(self.adapters[level](pooled), dim=1)  # L x (N, C, 7, 7) -> (N, L, C, 7, 7)
+        levels = zip(self.adapters[level].children(), student.feats, student.strides)
+        shape = (len(student.feats), len(rois))
+        rows = torch.cat([adapt(pool(feature, stride, rois, SIZE, SAMPLES)) for adapt, feature, stride in levels])
+        adapted = rows.unflatten(0, shape).transpose(0, 1)  # (L * N, C, 7, 7) -> (N, L, C, 7, 7)
         reference = pool(teacher.feats[level].detach(), teacher.strides[level], rois, SIZE, SAMPLES)
         if self.match == "same":
             weights = adapted.new_zeros(adapted.shape[:2])
             weights[:, level] = 1
             return adapted, reference, weights
-        student_keys = as_float(self.embeddings[level](adapted.flatten(0, 1)))  # (N * L, C, 7, 7) -> (N * L, D)
+        student_keys = as_float(self.embeddings[level](rows)).unflatten(0, shape)  # (L, N, D)
         teacher_keys = as_float(self.embeddings[level](reference))
-        weights = level_weights(
-            student_keys.view(*adapted.shape[:2], teacher_keys.shape[-1]), teacher_keys, self.temperature()
-        )
+        weights = level_weights(student_keys.transpose(0, 1), teacher_keys, self.temperature())
         return adapted, reference, weights
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
