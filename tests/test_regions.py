@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.loss_contract import random_pair, random_taps, random_targets
 from tests.oracles import regions as oracle
-from yolokd.regions import Proposer, as_rois, assigned_level, propose, rows_by_level, valid_boxes
+from yolokd.regions import Proposer, as_rois, assigned_level, filled, propose, rows_by_level, valid_boxes
 from yolokd.taps import Taps, Targets
 
 
@@ -154,6 +154,17 @@ def test_rows_by_level_are_sorted_out_by_level() -> None:
     real = torch.tensor([[True, True, True], [True, False, True]])
     rows = rows_by_level(regions, real, (8, 16, 32))
     assert [r.tolist() for r in rows] == [[0], [2, 3], [1, 5]]
+
+
+@pytest.mark.parametrize("count, wanted", [(0, 0), (1, 1), (7, 7), (8, 8), (9, 10), (16, 16), (17, 20), (234, 256)])
+def test_filled(count: int, wanted: int) -> None:
+    rows = torch.randn(count, 3, generator=seeded())
+    found = filled(rows)
+    assert len(found) == wanted and torch.equal(found[:count], rows) and not found[count:].any()
+
+
+def test_filled_knows_few_lengths() -> None:
+    assert len({len(filled(torch.zeros(count, 1))) for count in range(4097)}) == 9 + 9 * 4  # 0 to 8, and 4 an octave
 
 
 def test_as_rois() -> None:

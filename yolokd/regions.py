@@ -175,20 +175,20 @@ def split_by_level(level: torch.Tensor, real: torch.Tensor, count: int) -> list[
     return list(torch.split(kept.argsort(stable=True), counts.tolist())[:count])
 
 
-def filled(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """Return rows filled up with zeros to a multiple of a sixteenth of the most that there can be.
+def filled(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows filled up with zeros to one of four lengths between a power of two and the next, e.g. 16, 20, 24, 28.
 
     The number of a level's regions changes from step to step, and oneDNN keeps memory for every length that a layer has
-    met: some 0.5 GB after 120 steps of 256 regions and a queue of 4096.
+    met. It lies between the maps of a step, which then find less and less room in one piece.
 
     Args:
         rows (torch.Tensor): Rows with shape (n, D).
-        most (int): The largest n.
 
     Returns:
-        (torch.Tensor): Rows with shape (N, D), N at least n, the first n as they were.
+        (torch.Tensor): Rows with shape (N, D), N from n to 1.25 n, the first n as they were.
     """
-    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % max(1, -(-most // 16))))
+    step = 1 << max(0, len(rows).bit_length() - 3)
+    return nn.functional.pad(rows, (0, 0, 0, -len(rows) % step))
 
 
 def as_rois(regions: torch.Tensor) -> torch.Tensor:

@@ -233,8 +233,7 @@ class CKDLoss(DistillLoss):
             count (int): Number N of regions.
         """
         values = [
-            as_float(self.projection(layer(filled(value, count))))[: len(value)]
-            for layer, value in zip(entry, features)
+            as_float(self.projection(layer(filled(value))))[: len(value)] for layer, value in zip(entry, features)
         ]
         found = torch.cat(values)
         return found.new_zeros(count, found.shape[1]).index_copy(0, torch.cat(rows), found)

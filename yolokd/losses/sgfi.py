@@ -15,7 +15,7 @@ from yolokd.adapters import Adapters, as_float, standardize
 from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
 from yolokd.pooling import pool
-from yolokd.regions import Proposer, as_rois, rows_by_level
+from yolokd.regions import Proposer, as_rois, filled, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 Match = Literal["soft", "same"]
@@ -154,13 +154,14 @@ class SGFILoss(DistillLoss):
             student (Taps): The student's taps.
             teacher (Taps): The teacher's taps.
             level (int): Index of the teacher level that the regions are assigned to.
-            rois (torch.Tensor): Image index and box in pixels with shape (N, 5).
+            rois (torch.Tensor): Image index and box in pixels with shape (n, 5).
 
         Returns:
             (tuple[torch.Tensor, torch.Tensor, torch.Tensor]): Adapted student features of all levels with shape
-                (N, L, C, 7, 7), teacher features with shape (N, C, 7, 7), weights with shape (N, L).
+                (n, L, C, 7, 7), teacher features with shape (n, C, 7, 7), weights with shape (n, L).
         """
-        # N regions of this teacher level, L student levels, C channels of the teacher level
+        # n regions of this teacher level, filled up to N; L student levels; C channels of the teacher level
+        count, rois = len(rois), filled(rois)
         levels = zip(self.adapters[level].children(), student.feats, student.strides)
         shape = (len(student.feats), len(rois))
         rows = torch.cat([adapt(pool(feature, stride, rois, SIZE, SAMPLES)) for adapt, feature, stride in levels])
@@ -169,11 +170,11 @@ class SGFILoss(DistillLoss):
         if self.match == "same":
             weights = adapted.new_zeros(adapted.shape[:2])
             weights[:, level] = 1
-            return adapted, reference, weights
-        student_keys = as_float(self.embeddings[level](rows)).unflatten(0, shape)  # (L, N, D)
-        teacher_keys = as_float(self.embeddings[level](reference))
-        weights = level_weights(student_keys.transpose(0, 1), teacher_keys, self.temperature())
-        return adapted, reference, weights
+        else:
+            student_keys = as_float(self.embeddings[level](rows)).unflatten(0, shape)  # (L, N, D)
+            teacher_keys = as_float(self.embeddings[level](reference))
+            weights = level_weights(student_keys.transpose(0, 1), teacher_keys, self.temperature())
+        return adapted[:count], reference[:count], weights[:count]
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the one part; see `DistillLoss.parts`."""
