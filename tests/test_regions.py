@@ -156,15 +156,25 @@ def test_rows_by_level_are_sorted_out_by_level() -> None:
     assert [r.tolist() for r in rows] == [[0], [2, 3], [1, 5]]
 
 
-@pytest.mark.parametrize("count, wanted", [(0, 0), (1, 1), (7, 7), (8, 8), (9, 10), (16, 16), (17, 20), (234, 256)])
-def test_filled(count: int, wanted: int) -> None:
+@pytest.mark.parametrize(
+    "least, count, wanted", [(4, 0, 0), (4, 1, 4), (4, 32, 32), (4, 33, 40), (4, 234, 256), (1, 9, 10)]
+)
+def test_filled(least: int, count: int, wanted: int) -> None:
     rows = torch.randn(count, 3, generator=seeded())
-    found = filled(rows)
+    found = filled(rows, least)
     assert len(found) == wanted and torch.equal(found[:count], rows) and not found[count:].any()
 
 
+@given(least=st.integers(1, 300), count=st.integers(0, 5000))
+@settings(max_examples=100, deadline=None)
+def test_filled_is_no_more_than_promised(least: int, count: int) -> None:
+    length = len(filled(torch.zeros(count, 1), least))
+    assert count <= length <= max(count + least - 1, 1.25 * count) and length % least == 0
+
+
 def test_filled_knows_few_lengths() -> None:
-    assert len({len(filled(torch.zeros(count, 1))) for count in range(4097)}) == 9 + 9 * 4  # 0 to 8, and 4 an octave
+    lengths = {len(filled(torch.zeros(count, 1), 4)) for count in range(257)}
+    assert len(lengths) == 9 + 3 * 4  # multiples of 4 up to 32, then 4 an octave
 
 
 def test_as_rois() -> None:

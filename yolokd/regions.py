@@ -175,19 +175,20 @@ def split_by_level(level: torch.Tensor, real: torch.Tensor, count: int) -> list[
     return list(torch.split(kept.argsort(stable=True), counts.tolist())[:count])
 
 
-def filled(rows: torch.Tensor) -> torch.Tensor:
-    """Return rows filled up with zeros to one of four lengths between a power of two and the next, e.g. 16, 20, 24, 28.
+def filled(rows: torch.Tensor, least: int) -> torch.Tensor:
+    """Return rows filled up with zeros to a multiple of `least`, beyond 8 `least` of 2 `least`, beyond 16 of 4, and so on.
 
     The number of a level's regions changes from step to step, and oneDNN keeps memory for every length that a layer has
     met. It lies between the maps of a step, which then find less and less room in one piece.
 
     Args:
         rows (torch.Tensor): Rows with shape (n, D).
+        least (int): Smallest length, at least 1.
 
     Returns:
-        (torch.Tensor): Rows with shape (N, D), N from n to 1.25 n, the first n as they were.
+        (torch.Tensor): Rows with shape (N, D), N from n to `max(n + least, 1.25 n)`, the first n as they were.
     """
-    step = 1 << max(0, len(rows).bit_length() - 3)
+    step = least << max(0, (len(rows) // least).bit_length() - 3)
     return nn.functional.pad(rows, (0, 0, 0, -len(rows) % step))
 
 

@@ -232,8 +232,10 @@ class CKDLoss(DistillLoss):
             rows (list[torch.Tensor]): Indices of the regions of each level.
             count (int): Number N of regions.
         """
+        least = max(1, count // 16)
         values = [
-            as_float(self.projection(layer(filled(value))))[: len(value)] for layer, value in zip(entry, features)
+            as_float(self.projection(layer(filled(value, least))))[: len(value)]
+            for layer, value in zip(entry, features)
         ]
         found = torch.cat(values)
         return found.new_zeros(count, found.shape[1]).index_copy(0, torch.cat(rows), found)

@@ -161,7 +161,7 @@ class SGFILoss(DistillLoss):
                 (n, L, C, 7, 7), teacher features with shape (n, C, 7, 7), weights with shape (n, L).
         """
         # n regions of this teacher level, filled up to N; L student levels; C channels of the teacher level
-        count, rois = len(rois), filled(rois)
+        count, rois = len(rois), filled(rois, least=4)
         levels = zip(self.adapters[level].children(), student.feats, student.strides)
         shape = (len(student.feats), len(rois))
         rows = torch.cat([adapt(pool(feature, stride, rois, SIZE, SAMPLES)) for adapt, feature, stride in levels])
