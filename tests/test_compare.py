@@ -29,8 +29,11 @@ from yolokd.compare.prepare import prepare
 from yolokd.compare.result import CompareResult
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer, model_hash
 from yolokd.drawn.shapes import draw_dataset
+from yolokd.evaluation import evaluate as evaluation
+from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
 from yolokd.evaluation.sidebyside import side_by_side
 from yolokd.records import read_json, write_json
+from yolokd.results import PREDICTIONS
 
 TRAIN = {"epochs": 4, "imgsz": 32, "batch": 4, "close_mosaic": 2, "optimizer": "SGD", "kd_preflight": False}
 
@@ -629,8 +632,29 @@ def test_mistakes_on_the_command_line(
     assert word in capsys.readouterr().err
 
 
+def test_a_comparison_judges_its_teacher_by_what_it_sees(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    way = {"teacher_imgsz": 96, "kd_class_map": {"circle": "square"}}
+    plan = {"data": str(tiny_data), "split": "val", "arguments": {"imgsz": 64, "batch": 4, **way}}
+    truth = coco_ground_truth(tiny_data)
+    write_json(tmp_path / "ground_truth.json", truth)
+    weights = tiny_teacher("yolov8n")
+    found = {}
+    for name in ("teacher", "seed0/pcd"):
+        (tmp_path / name).mkdir(parents=True)
+        found[name] = compare_worker.evaluate_run(tmp_path / name, plan, weights, "cpu")["metrics"]
+    seen = evaluate(weights, tiny_data, ground_truth=truth, device="cpu", imgsz=96, class_map=way["kd_class_map"])
+    assert found["teacher"] == seen.to_dict()
+    assert found["seed0/pcd"] == evaluate(weights, tiny_data, ground_truth=truth, device="cpu", imgsz=64).to_dict()
+    assert read_json(tmp_path / "teacher" / PREDICTIONS)["imgsz"] == 96
+
+
 def test_models_side_by_side(
-    finished: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], tiny_teacher: Callable[[str], Path]
+    finished: tuple[Path, list[str]],
+    capsys: pytest.CaptureFixture[str],
+    tiny_teacher: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, words = finished
     data = next(word for word in words if word.startswith("data="))
@@ -649,6 +673,16 @@ def test_models_side_by_side(
     without = [word for word in text.split() if not word.startswith("imgsz=")]
     assert cli.main(without) == cli.DONE  # at the size that the model was trained at
     assert capsys.readouterr().out == said and said.endswith("images: 64 pixels\n")
+    ways: list[Any] = []
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *args, **kwargs: ways.append(kwargs) or evaluate(*args, **kwargs)
+    )
+    assert cli.main([*text.split(), "teacher_imgsz=96", "kd_class_map={circle: square}"]) == cli.DONE
+    assert capsys.readouterr().out.endswith("images: 64 pixels, the teacher's 96\n")
+    assert [way["imgsz"] for way in ways] == [64, 96, 64]  # model, teacher, baseline
+    assert [way.get("class_map") for way in ways] == [None, {"circle": "square"}, None]
+    assert cli.main(["val", f"model={best[0]}", f"baseline={best[1]}", data, "teacher_imgsz=96"]) == cli.MISTAKE
+    assert "teacher_imgsz= says how the teacher sees the images" in capsys.readouterr().err
     assert cli.main(["val", f"teacher={best[0]}", data]) == cli.MISTAKE
     assert "needs model=" in capsys.readouterr().err
     other = save_model(tiny_model(names=("dog", "cat")), root / "animals.pt")

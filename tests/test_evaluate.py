@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.tiny import tiny_model
+from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.evaluation.bootstrap import average_precision, collect_matches, paired_bootstrap
 from yolokd.evaluation.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, map_classes, predict, score
@@ -375,6 +377,11 @@ class TestMapClasses:
     def test_known(self, model: dict[int, str], dataset: dict[int, str], expected: dict[int, int]) -> None:
         assert map_classes(model, dataset) == expected
 
+    def test_a_map_renames_and_joins(self) -> None:
+        model, dataset = {0: "car", 1: "truck", 2: "dog"}, {0: "dog", 1: "vehicle"}
+        assert map_classes(model, dataset, {"vehicle": ["car", "truck"]}) == {0: 1, 1: 1, 2: 0}
+        assert map_classes({0: "a", 1: "b"}, {0: "a", 1: "b"}, {"a": "b"}) == {1: 0}
+
     def test_nothing_matches(self) -> None:
         with pytest.raises(UserError, match="none of the model's 3 classes"):
             map_classes({0: "x", 1: "y", 2: "z"}, {0: "a", 1: "b"})
@@ -459,6 +466,23 @@ class TestAgainstUltralytics:
         assert result.ap50 == pytest.approx(validator.metrics.box.map50, abs=0.005)
         assert list(result.per_class.values()) == pytest.approx(validator.metrics.box.maps.tolist(), abs=0.01)
         assert result.images == 30 and sum(result.objects.values()) == validator.metrics.nt_per_class.sum()
+
+    def test_a_model_sees_the_channels_that_it_is_said_to_see(self, coloured: Path) -> None:
+        """By two changed channels red is taken for blue, by its classes renamed likewise it is right again."""
+        plain = evaluate(Seer(), coloured, imgsz=320, device="cpu")
+        swapped = evaluate(Seer(), coloured, imgsz=320, device="cpu", channels=[2, 1, 0])
+        assert plain.per_class["red"] > 0.2 > 0.1 > swapped.per_class["red"]
+        renamed = {"red": "blue", "blue": "red"}
+        again = evaluate(Seer(), coloured, imgsz=320, device="cpu", channels=[2, 1, 0], class_map=renamed)
+        assert again.per_class["red"] > 0.2 and again.host_ap is None  # which knows of no map
+
+    def test_a_colour_model_sees_grey_images(self, tmp_path: Path) -> None:
+        """Data of one channel is shown three times, as in training, and colour to a grey model by its luminance."""
+        data = draw_dataset(tmp_path / "grey", images=(2, 6), imgsz=64, classes=3, channels=1)
+        found = predict(tiny_model(), coco_ground_truth(data), imgsz=64, device="cpu")
+        assert {row["image_id"] for row in found} == set(range(1, 7))
+        data = draw_dataset(tmp_path / "colour", images=(2, 6), imgsz=64, classes=3)
+        assert predict(tiny_model(channels=1), coco_ground_truth(data), imgsz=64, device="cpu")
 
     def test_matches_are_ultralytics_own(self, coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """With its integration of the curve, and boxes not clipped to the image, its AP comes out of our matches."""

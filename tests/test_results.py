@@ -15,7 +15,8 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
 from tests.tiny import train, train_plain
-from yolokd import UserError
+from yolokd import UserError, config
+from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
 from yolokd.records import read_json, write_json
 from yolokd.results import from_compare, from_runs
 from yolokd.results.folders import _expand, _like_named, _teacher
@@ -322,6 +323,10 @@ def test_a_run_that_was_cut_off_is_refused(runs: list[Path], tmp_path: Path) -> 
     torch.save({**content, "optimizer": {"state": {}}, "epoch": 0}, run / "weights/last.pt")
     with pytest.raises(UserError, match=r"unfinished: 1 of 3 epochs; go on with yolokd train resume model=.*last\.pt"):
         from_runs([run], device="cpu")
+    plain = {key: value for key, value in args.items() if key not in config.DEFAULTS}
+    YAML.save(run / "args.yaml", {**plain, "epochs": 3})
+    with pytest.raises(UserError, match="go on with yolo train resume model="):
+        from_runs([run], device="cpu")
     (run / "results.csv").write_text("")
     with pytest.raises(UserError, match=r"its results\.csv holds no epoch"):
         from_runs([run], device="cpu")
@@ -347,6 +352,20 @@ def test_runs_of_different_teachers_have_none_in_the_report() -> None:
     found, notes = _teacher(runs, {}, "val", None)
     assert found["path"] is None and notes == ["the runs have different teachers: a.pt, b.pt"]
     assert _teacher(runs[:1], {}, "val", None)[1] == ["the runs name no teacher"]
+
+
+def test_a_teacher_is_judged_by_what_it_saw_and_meant(
+    runs: list[Path], tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    truth = coco_ground_truth(tiny_data)
+    args = {"method": "pcd", "teacher": str(tiny_teacher("yolov8n")), "imgsz": 64}
+    changed = {**args, "teacher_imgsz": 96, "kd_class_map": {"circle": "square"}, "teacher_channels": [2, 1, 0]}
+    found, notes = _teacher([changed], truth, "val", "cpu")
+    way = {"imgsz": 96, "class_map": {"circle": "square"}, "channels": [2, 1, 0]}
+    expected = evaluate(args["teacher"], tiny_data, ground_truth=truth, device="cpu", **way).to_dict()
+    assert notes == [] and found["metrics"] == expected
+    assert expected["ap"] != _teacher([args], truth, "val", "cpu")[0]["metrics"]["ap"]
+    assert "other sizes" in _teacher([changed, args], truth, "val", "cpu")[1][0]
 
 
 def test_what_is_no_number_in_a_results_csv_is_none(tmp_path: Path) -> None:

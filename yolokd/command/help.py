@@ -47,7 +47,8 @@ GUIDES = {
     "val": Guide(
         "yolokd val model=student.pt teacher=large.pt baseline=alone.pt data=mine.yaml",
         more="model=, and teacher= or baseline= or both, to be set side by side; data=, split=, imgsz= and the other "
-        "val arguments of `yolo cfg`. With model= alone it is yolo val",
+        "val arguments of `yolo cfg`; teacher_imgsz=, teacher_channels= and kd_class_map= as in train. "
+        "With model= alone it is yolo val",
     ),
     "predict": Guide("yolokd predict model=student.pt source=image.jpg", more="those of yolo predict"),
     "track": Guide("yolokd track model=student.pt source=video.mp4", more="those of yolo track"),

@@ -112,17 +112,20 @@ def wipe(folder: Path) -> None:
 
 def evaluate_run(folder: Path, plan: dict[str, Any], weights: Path, device: str | None) -> dict[str, Any]:
     """Evaluate weights on the original images, keep the detections in the run's folder and return the numbers."""
+    from yolokd.evaluation.asteacher import as_teacher
     from yolokd.evaluation.evaluate import evaluate
     from yolokd.results import PREDICTIONS
     from yolokd.results.folders import images_hash
 
     truth = read_json(folder.parents[0 if folder.name == "teacher" else 1] / "ground_truth.json")
     settings = {key: plan["arguments"][key] for key in ("imgsz", "workers") if key in plan["arguments"]}
+    if folder.name == "teacher":
+        settings |= as_teacher(plan["arguments"], plan["arguments"]["imgsz"])
     batch = plan["arguments"].get("batch", 16)
     found = evaluate(weights, plan["data"], plan["split"], ground_truth=truth, batch=batch, device=device, **settings)
     digest = file_hash(weights)
     about = {"weights": str(weights), "weights_sha256": digest, "data": plan["data"], "split": plan["split"]}
-    about |= {"imgsz": plan["arguments"]["imgsz"], "images_sha256": images_hash(truth)}
+    about |= {"imgsz": settings["imgsz"], "images_sha256": images_hash(truth)}
     write_json(folder / PREDICTIONS, {**about, "host_ap": found.host_ap, "detections": found.detections})
     return {"metrics": found.to_dict(), "weights": str(weights), "weights_sha256": digest}
 

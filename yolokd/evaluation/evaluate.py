@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from yolokd.errors import UserError
 from yolokd.evaluation.coco import Evaluation, bootstrap, score
-from yolokd.pairs.classes import data_classes, match_classes
+from yolokd.evaluation.validation import collected, map_classes, quiet
 from yolokd.rng import preserved_rng
-from yolokd.trust import open_model
 
 __all__ = (
     "Evaluation",
@@ -73,7 +66,7 @@ def coco_ground_truth(
     from ultralytics.data.build import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    with _quiet(), preserved_rng():
+    with quiet(), preserved_rng():
         description = check_det_dataset(str(data))
         if not description.get(split):
             raise UserError(f"split={split} is not in data={data}")
@@ -117,6 +110,8 @@ def predict(
     max_det: int = 300,
     batch: int = 16,
     device: str | None = None,
+    class_map: Mapping[str, str | list[str]] | None = None,
+    channels: Sequence[int] | None = None,
     **overrides: Any,
 ) -> list[dict[str, Any]]:
     """Run a detector over the images of a ground truth, in the way `yolo val` does.
@@ -130,6 +125,8 @@ def predict(
         max_det (int): Largest number of detections per image.
         batch (int): Images per batch; images of one batch share their rectangular shape.
         device (str, optional): Device as Ultralytics names it.
+        class_map (Mapping[str, str | list[str]], optional): `kd_class_map`, from the data's class names to the model's.
+        channels (Sequence[int], optional): `teacher_channels`, the data's channel for each of the model's.
         **overrides (Any): Further arguments of Ultralytics' validation, e.g. `workers` or `half`.
 
     Returns:
@@ -141,7 +138,7 @@ def predict(
         UserError: If the model is no detector or none of its classes is in the dataset.
     """
     settings = {"imgsz": imgsz, "conf": conf, "iou": iou, "max_det": max_det, "batch": batch, "device": device}
-    return _validate(model, ground_truth, {**settings, **overrides})[0]
+    return collected(model, ground_truth, {**settings, **overrides}, class_map, channels)[0]
 
 
 def evaluate(
@@ -155,6 +152,8 @@ def evaluate(
     max_det: int = 300,
     batch: int = 16,
     device: str | None = None,
+    class_map: Mapping[str, str | list[str]] | None = None,
+    channels: Sequence[int] | None = None,
     **overrides: Any,
 ) -> Evaluation:
     """Evaluate a detector on a split of an Ultralytics dataset with pycocotools.
@@ -175,6 +174,8 @@ def evaluate(
         max_det (int): Largest number of detections per image.
         batch (int): Images per batch.
         device (str, optional): Device as Ultralytics names it.
+        class_map (Mapping[str, str | list[str]], optional): `kd_class_map`, from the data's class names to the model's.
+        channels (Sequence[int], optional): `teacher_channels`, the data's channel for each of the model's.
         **overrides (Any): Further arguments of Ultralytics' validation.
 
     Returns:
@@ -184,110 +185,5 @@ def evaluate(
         single_cls, classes = bool(overrides.pop("single_cls", False)), overrides.pop("classes", None)
         ground_truth = coco_ground_truth(data, split, single_cls=single_cls, classes=classes)
     settings = {"imgsz": imgsz, "conf": conf, "iou": iou, "max_det": max_det, "batch": batch, "device": device}
-    detections, host_ap = _validate(model, ground_truth, {**settings, **overrides})
+    detections, host_ap = collected(model, ground_truth, {**settings, **overrides}, class_map, channels)
     return score(ground_truth, detections, host_ap=host_ap)
-
-
-def map_classes(model: Mapping[int, str], dataset: Mapping[int, str]) -> dict[int, int]:
-    """Map a model's class indices to a dataset's.
-
-    Args:
-        model (Mapping[int, str]): Class names of the model.
-        dataset (Mapping[int, str]): Class names of the dataset.
-
-    Returns:
-        (dict[int, int]): Model index -> dataset index. Equal lists map index by index; otherwise folded names decide;
-            lists of one length without a common name map index by index.
-
-    Raises:
-        UserError: If nothing matches.
-    """
-    if dict(model) == dict(dataset):
-        return {index: index for index in model}
-    matched = data_classes(match_classes(dataset, model))
-    if not matched and len(model) == len(dataset):
-        return dict(zip(sorted(model), sorted(dataset)))
-    if not matched:
-        raise UserError(f"none of the model's {len(model)} classes is among the dataset's: {list(dataset.values())}")
-    return matched
-
-
-class _Collector:
-    """Mixed into a validator of Ultralytics: keeps the detections it evaluates, in pixels of the original image."""
-
-    collected: list[tuple[str, NDArray[np.float64]]]
-
-    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
-        """Suppress image by image: on a busy machine the time limit of a whole batch would drop its last images."""
-        values = preds[0] if isinstance(preds, (list, tuple)) else preds
-        return [super(_Collector, self).postprocess(value[None])[0] for value in values]  # type: ignore[misc]
-
-    def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
-        """Keep x1, y1, x2, y2, score and class of each image's detections, then go on."""
-        from ultralytics.utils import ops
-
-        for i, pred in enumerate(preds):
-            shape, original = batch["img"].shape[2:], batch["ori_shape"][i]
-            boxes: Any = ops.scale_boxes(shape, pred["bboxes"].clone(), original, ratio_pad=batch["ratio_pad"][i])
-            rows = torch.cat((boxes, pred["conf"][:, None], pred["cls"][:, None]), dim=1)
-            self.collected.append((str(batch["im_file"][i]), rows.cpu().double().numpy()))
-        super().update_metrics(preds, batch)  # type: ignore[misc]
-
-
-def _validate(
-    model: str | Path | nn.Module, ground_truth: Mapping[str, Any], settings: dict[str, Any]
-) -> tuple[list[dict[str, Any]], float | None]:
-    """Run Ultralytics' validation and return the detections in COCO's form and its own AP."""
-    network, base = _open(model)
-    info = ground_truth["info"]
-    dataset = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
-    fixed = {"task": "detect", "mode": "val", "rect": True, "plots": False, "save_json": False, "verbose": False}
-    args = {**fixed, **{key: info[key] for key in ("data", "split", "single_cls", "classes")}, **settings}
-    with tempfile.TemporaryDirectory() as folder, _quiet(), preserved_rng():
-        validator = type("CollectingValidator", (_Collector, base), {})(args=args, save_dir=Path(folder))
-        validator.collected = []
-        validator(model=deepcopy(network) if isinstance(network, nn.Module) else network)
-    names = {int(index): str(name) for index, name in validator.names.items()}
-    mapping = dict.fromkeys(names, 0) if info["single_cls"] else map_classes(names, dataset)
-    ids: dict[str, list[int]] = {}
-    for image in ground_truth["images"]:
-        ids.setdefault(str(image["file_name"]), []).append(int(image["id"]))
-    detections = []
-    for file_name, rows in validator.collected:
-        image_id = ids[file_name].pop(0)  # an image that is listed twice has two ids
-        for x1, y1, x2, y2, confidence, index in rows.tolist():
-            if int(index) in mapping:
-                category = mapping[int(index)]
-                box = [x1, y1, x2 - x1, y2 - y1]
-                detections.append({"image_id": image_id, "category_id": category, "bbox": box, "score": confidence})
-    same = info["single_cls"] or (len(names) == len(dataset) and all(i == k for i, k in mapping.items()))
-    return detections, float(validator.metrics.box.map) if same else None
-
-
-def _open(model: str | Path | nn.Module) -> tuple[Any, Any]:
-    """Return a model's network (or the path of an exported one) and the validator class that goes with it."""
-    from ultralytics.engine.model import Model
-    from ultralytics.models.rtdetr import RTDETRValidator
-    from ultralytics.models.yolo.detect import DetectionValidator
-    from ultralytics.nn.tasks import RTDETRDetectionModel
-
-    if isinstance(model, (str, Path)):
-        model = open_model(model)
-    if isinstance(model, Model):
-        if model.task != "detect":
-            raise UserError(f"task={model.task} of the model is not detect; only detectors can be evaluated")
-        return model.model, model.task_map["detect"]["validator"]
-    return model, RTDETRValidator if isinstance(model, RTDETRDetectionModel) else DetectionValidator
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ultralytics' tables and progress bars off the screen, but not its warnings."""
-    from ultralytics.utils import LOGGER
-
-    level = LOGGER.level
-    LOGGER.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)

@@ -24,7 +24,8 @@ def side_by_side(
         data (str | Path): Dataset yaml.
         split (str): Split of the yaml.
         imgsz (int): Longer side of the images that the networks see.
-        **settings (Any): Further arguments of Ultralytics' validation, e.g. `batch`, `device`, `conf` or `iou`.
+        **settings (Any): Further arguments of Ultralytics' validation, e.g. `batch`, `device`, `conf` or `iou`, and
+            those of the run that the teacher sees its images by: `teacher_imgsz`, `teacher_channels`, `kd_class_map`.
 
     Returns:
         (Table): One row per model: its COCO numbers, the AP by Ultralytics, and the AP of each class as `AP CLASS`.
@@ -32,15 +33,18 @@ def side_by_side(
     Raises:
         UserError: If the split is missing or a model does not fit the data.
     """
+    from yolokd.evaluation.asteacher import KEYS, as_teacher
     from yolokd.evaluation.evaluate import check_labels, coco_ground_truth, evaluate
 
     single, classes = bool(settings.pop("single_cls", False)), settings.pop("classes", None)
     truth = coco_ground_truth(data, split, single, classes)
     check_labels(len(truth["annotations"]), data, split)
     rows: list[dict[str, Any]] = []
+    own = as_teacher({key: settings.pop(key, None) for key in KEYS}, imgsz)
     for name, weights in models.items():
+        way = own if name == "teacher" else {"imgsz": imgsz}
         try:
-            found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, **settings).to_dict()
+            found = evaluate(weights, data, split, ground_truth=truth, **way, **settings).to_dict()
         except UserError as error:
             raise UserError(f"{name}={weights}: {error}") from error
         by_class = {f"AP {label}": value for label, value in found["per_class"].items()}
@@ -66,15 +70,19 @@ def run_words(words: list[str]) -> int:
     from yolokd.config import unknown_key
     from yolokd.consistency import check_device
     from yolokd.errors import DONE
+    from yolokd.evaluation.asteacher import KEYS
     from yolokd.messages import reason
 
-    known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None, trust.KEY: True}
+    known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None, trust.KEY: True, **dict.fromkeys(KEYS)}
     given = parse(words, known)
     for key in ("mode", "task"):
         given.pop(key, None)
     for key in given:
         if key not in known:
             raise UserError(unknown_key(key, known))
+    for key in KEYS:
+        if given.get(key) is not None and given.get("teacher") is None:
+            raise UserError(f"{key}= says how the teacher sees the images; give teacher= too, or leave {key}= out")
     for key in ("model", "data"):
         if given.get(key) is None:
             raise UserError(f"val with teacher= or baseline= needs {key}=, e.g. {key}={EXAMPLES[key]}")
@@ -92,7 +100,8 @@ def run_words(words: list[str]) -> int:
         raise
     except HOST_MISTAKES as error:
         raise UserError(reason(error, lines=2)) from error
-    print(f"{show(table)}\nimages: {imgsz} pixels")
+    own = f", the teacher's {given['teacher_imgsz']}" if given.get("teacher_imgsz") else ""
+    print(f"{show(table)}\nimages: {imgsz} pixels{own}")
     return DONE
 
 

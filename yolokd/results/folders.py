@@ -140,9 +140,10 @@ def _check_finished(folder: Path, args: dict[str, Any]) -> None:
     if not done:
         raise UserError(f"{folder} is no finished run: its results.csv holds no epoch; leave it out")
     if done < int(args.get("epochs") or 0) and last.is_file() and load_checkpoint(last)[1].get("optimizer"):
+        command = "yolokd" if "method" in args else "yolo"
         raise UserError(
-            f"{folder} is unfinished: {done} of {args['epochs']} epochs; go on with yolokd train resume model={last}, "
-            f"or leave it out"
+            f"{folder} is unfinished: {done} of {args['epochs']} epochs; go on with {command} train resume "
+            f"model={last}, or leave it out"
         )
 
 
@@ -248,16 +249,17 @@ def _teacher(
     args: Iterable[dict[str, Any]], truth: dict[str, Any], split: str, device: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the teacher that the distilled runs name, evaluated where it is still there."""
+    from yolokd.evaluation.asteacher import as_teacher
     from yolokd.evaluation.evaluate import evaluate
 
-    named, sizes = [], []
+    named, ways = [], []
     for own in args:
         if own.get("method") in {"none"}:
             continue
         teacher = own.get("teacher") or own.get("distill_model")
         if teacher:
             named.append(str(teacher[-1] if isinstance(teacher, list) else teacher))
-            sizes.append(int(own["imgsz"]))
+            ways.append(as_teacher(own, int(own["imgsz"])))
     teacher = {"path": None, "folder": None, "sha256": None, "metrics": None, "error": None}
     if not named:
         return teacher, ["the runs name no teacher"]
@@ -267,5 +269,7 @@ def _teacher(
     teacher["path"] = str(path)
     if not path.is_file():
         return teacher, [f"the teacher {path} is not there any more and was not evaluated"]
-    found = evaluate(path, truth["info"]["data"], split, imgsz=sizes[0], ground_truth=truth, device=device)
-    return {**teacher, "sha256": file_hash(path), "metrics": found.to_dict()}, []
+    found = evaluate(path, truth["info"]["data"], split, ground_truth=truth, device=device, **ways[0])
+    several = any(way != ways[0] for way in ways)
+    notes = [f"the runs show their teacher images of other sizes, channels or classes; judged as by {ways[0]}"]
+    return {**teacher, "sha256": file_hash(path), "metrics": found.to_dict()}, notes if several else []
