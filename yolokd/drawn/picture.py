@@ -157,5 +157,5 @@ def _draw_bars(axes: Any, arms: Sequence[Any]) -> None:
     axes.set_xticks(range(len(arms)), [arm.name.replace(" ", "\n") for arm in arms], fontsize=10)
     axes.set_ylim(0, max(*values, 1.0) * 1.12)
     axes.set_title("AP on all validation images", fontsize=11)
-    axes.yaxis.tick_right()
-    axes.spines[["top", "left"]].set_visible(False)
+    axes.set_yticks([])
+    axes.spines[["top", "left", "right"]].set_visible(False)

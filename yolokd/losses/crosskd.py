@@ -72,7 +72,8 @@ class CrossKDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the class and the box part; see `DistillLoss.parts`."""
-        assert teacher.logits is not None and teacher.boxes is not None
+        assert teacher.logits is not None, "crosskd needs the teacher's class logits: Taps(..., logits=)"
+        assert teacher.boxes is not None, "crosskd needs the teacher's box bins: Taps(..., boxes=)"
         if teacher.towers is None:
             raise UserError(
                 "method='crosskd' sends features through the teacher's head, and this teacher offers none. "

@@ -56,7 +56,8 @@ class LDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the one part; see `DistillLoss.parts`."""
-        assert student.boxes is not None and teacher.boxes is not None and teacher.logits is not None
+        assert student.boxes is not None and teacher.boxes is not None, "ld needs box bins: Taps(..., boxes=)"
+        assert teacher.logits is not None, "ld needs the teacher's class logits: Taps(..., logits=)"
         rows = targets.positives.nonzero(as_tuple=True)
         values = bin_divergence(student.boxes[rows], teacher.boxes[rows], self.temperature)
         values = values / self.pair.student_reg_max  # sum over the bins -> mean

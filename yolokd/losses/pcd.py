@@ -158,7 +158,7 @@ class PCDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the grouped and the binary part; see `DistillLoss.parts`."""
-        assert student.logits is not None and teacher.logits is not None
+        assert student.logits is not None and teacher.logits is not None, "pcd needs class logits: Taps(..., logits=)"
         terms = {}
         if self.part_gains["grouped"]:
             rows, weights = selected_anchors(teacher.logits, targets.positives, self.confidence)

@@ -59,7 +59,9 @@ class SoftKDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the one part; see `DistillLoss.parts`."""
-        assert student.logits is not None and teacher.logits is not None
+        assert student.logits is not None and teacher.logits is not None, (
+            "softkd needs class logits: Taps(..., logits=)"
+        )
         rows, weights = selected_anchors(teacher.logits, targets.positives)
         values = softmax_divergence(student.logits[rows], teacher.logits[rows], self.temperature)
         return {"": weighted_mean(values, weights)}
