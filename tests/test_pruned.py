@@ -14,6 +14,7 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from tests.tiny import IMGSZ, NAMES, overrides_for, rows, save_model, tiny_batch, tiny_criterion, tiny_model
 from yolokd import DistillationTrainer
+from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.students.pruned import is_pruned
 from yolokd.teachers.neck import neck_channels
@@ -133,3 +134,13 @@ def test_a_pruned_student_of_other_classes_is_refused_with_the_way_out(
     with pytest.raises(UserError, match=r"was pruned.*2 classes and 3 input channels.*has 3 and 3.*prune it then"):
         DistillationTrainer(overrides={**settings, "model": str(file)}).train()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pruned_student_of_other_input_channels_is_refused_with_both_numbers(
+    tiny_teacher: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = save_model(pruned(), tmp_path / "pruned.pt")
+    data = draw_dataset(tmp_path / "shapes", images=(6, 4), imgsz=IMGSZ, seed=0, classes=3, channels=1)
+    settings = overrides_for(tmp_path, data, teacher=str(tiny_teacher("yolov8s")), method="dfmsd", model=str(file))
+    with pytest.raises(UserError, match=r"3 classes and 3 input channels.*has 3 and 1"):
+        DistillationTrainer(overrides=settings).train()

@@ -21,7 +21,8 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def is_pruned(model: Any) -> bool:
     """Return whether a model has other layers or channels than its YAML says; the generators are left as they were."""
     with preserved_rng():
-        built = type(model)(deepcopy(model.yaml), ch=input_channels(model), nc=model.model[-1].nc, verbose=False)
+        cfg = {**deepcopy(model.yaml), "nc": model.model[-1].nc}
+        built = type(model)(cfg, ch=input_channels(model), nc=cfg["nc"], verbose=False)
         built.load(model, verbose=False)  # class layers may have the width of an earlier class count
     return shapes(built) != shapes(model)
 

@@ -11,7 +11,7 @@ PROBE = 256  # pixels per side of the image that shows a neck; twice the largest
 
 
 class _Reached(Exception):
-    """Raised where the head would begin, so that it is not run."""
+    """Raised where a layer would begin, so that it is not run."""
 
 
 class Neck(nn.Module):
@@ -30,11 +30,18 @@ class Neck(nn.Module):
 
 
 def input_channels(model: Any) -> int:
-    """Return the number of image channels that a model takes."""
-    return int((getattr(model, "yaml", None) or {}).get("channels", 3))
+    """Return the number of image channels that a model takes, which its first convolution tells.
+
+    Its YAML may say another: where the host builds a student from given weights, it writes the data's number into the
+    YAML of those weights. Layers before the first convolution that multiply the channels, as `Focus` does, are seen.
+    """
+    said = int((getattr(model, "yaml", None) or {}).get("channels", 3))
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or (taken := first.weight.shape[1] * first.groups) == said:
+        return said
+    return int(taken * said // _entering(model, first, said, PROBE)[0].shape[1])
 
 
-@torch.no_grad()
 def neck_maps(model: Any, channels: int, size: int = PROBE) -> list[torch.Tensor]:
     """Return the maps that enter a model's head for a black image; its mode and statistics are left as they are.
 
@@ -48,14 +55,22 @@ def neck_maps(model: Any, channels: int, size: int = PROBE) -> list[torch.Tensor
     Returns:
         (list[torch.Tensor]): Maps with shape (1, C, H, W), finest first.
     """
-    found: list[torch.Tensor] = []
+    head = model.model[-1]
+    maps = _entering(model, head, channels, size)[0]
+    return list(maps[: len(head.f)])  # open-vocabulary heads get their prompts after the maps
+
+
+@torch.no_grad()
+def _entering(model: Any, layer: nn.Module, channels: int, size: int) -> tuple[Any, ...]:
+    """Return what enters a layer of a model for a black image, without running that layer or any after it."""
+    found: list[Any] = []
 
     def stop(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found.extend(inputs[0][: len(model.model[-1].f)])  # open-vocabulary heads get their prompts after the maps
+        found.extend(inputs)
         raise _Reached
 
     training, parameter = model.training, next(model.parameters())
-    hook = model.model[-1].register_forward_pre_hook(stop)
+    hook = layer.register_forward_pre_hook(stop)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -67,7 +82,7 @@ def neck_maps(model: Any, channels: int, size: int = PROBE) -> list[torch.Tensor
         model.train(training)
         for module, mode in modes.items():
             module.training = mode
-    return found
+    return tuple(found)
 
 
 def model_strides(model: Any) -> tuple[int, ...]:
