@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 
-from tests.tiny import save_model, tiny_model
+from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, __version__, cli, config
 from yolokd.command import inputs
 from yolokd.command.help import GUIDES, help_text
+from yolokd.command.hosted import tell_other_numbers
 from yolokd.compare import compare
 from yolokd.drawn.demo import run_demo
 from yolokd.environment import installed
@@ -409,6 +410,18 @@ def test_the_hosts_modes_get_the_words_as_they_are_and_its_list_back(files, monk
         assert cli.main(words) == 0
         assert seen[-1] == ["yolo", *words]
     assert host.ARGV == before
+
+
+def test_classes_under_other_numbers_are_told(tmp_path: Path, tiny_data: Path, said: list[str]) -> None:
+    turned = save_model(tiny_model(names=NAMES[::-1]), tmp_path / "turned.pt")
+    assert (
+        cli.main(f"val model={turned} data={tiny_data} imgsz=64 batch=4 device=cpu plots=False workers=0".split()) == 0
+    )
+    assert any("numbers classes otherwise" in line and NAMES[2] in line for line in said)
+    said.clear()
+    for names in (NAMES, NAMES[:2], ("a", "b", "c")):
+        tell_other_numbers(str(save_model(tiny_model(names=names), tmp_path / f"{len(names)}{names[0]}.pt")), tiny_data)
+    assert not [line for line in said if "numbers" in line]
 
 
 def test_predict_runs(files, tmp_path, monkeypatch):

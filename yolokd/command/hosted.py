@@ -34,6 +34,9 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
             file = inputs.weights("model", given["model"], trained=False, torch_only=False)
         if mode in DATA_MODES and given.get("data") is not None:
             datasets.dataset(given["data"], train=False)
+        if mode in DATA_MODES and file.endswith(".pt"):
+            with trust.loading(safe, what=f"model={given['model']}", file=file):
+                tell_other_numbers(file, given.get("data"))
         folders = _new_folders(given, mode)
         if asked:  # else the host gets them as they are
             words = [word for word in host.merge_equals_args(join_braces(words)) if not _names_trust(word)]
@@ -54,6 +57,34 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
         return DONE
 
     return run
+
+
+def tell_other_numbers(weights: str, data: Any) -> None:
+    """Warn where a model has classes of the data under other numbers, by which the host compares them.
+
+    So has a model that learned from a teacher alone, with `kd_names=` in an order of its own.
+
+    Args:
+        weights (str): The model's file.
+        data (Any): Dataset yaml; None for the one that the model was trained on.
+    """
+    from ultralytics.utils import LOGGER, YAML
+
+    from yolokd.trust import open_model
+
+    model = open_model(weights)
+    data = data or ((model.ckpt or {}).get("train_args") or {}).get("data")
+    if not str(data).endswith((".yaml", ".yml")) or not Path(str(data)).is_file():
+        return
+    listed = YAML.load(data).get("names") or {}
+    pairs = listed.items() if isinstance(listed, dict) else enumerate(listed)
+    known = {str(name): int(index) for index, name in pairs}
+    other = [name for index, name in model.names.items() if known.get(str(name), index) != index]
+    if other:
+        LOGGER.warning(
+            f"model={weights} numbers classes otherwise than data={data}, e.g. {other[0]}, and yolo compares them by "
+            f"number; yolokd val with baseline= or teacher= compares them by name"
+        )
 
 
 def _new_folders(given: Mapping[str, Any], mode: str) -> list[list[Path]]:
