@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.loss_contract import LossContract
+from tests.loss_contract import LossContract, random_pair, random_taps, random_targets
 from yolokd.adapters import Adapters
+from yolokd.losses import LOSSES
 from yolokd.losses.base import DistillLoss
 from yolokd.taps import Pair, Taps, Targets
 
@@ -261,3 +263,11 @@ def test_shipped_options_are_read_from_default_yaml() -> None:
     contract.loss.name = "dfmsd"
     assert contract.shipped()["enhance"] == "gap"
     assert not {"gain", "stages"} & set(contract.shipped())
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.needs_logits])
+def test_what_a_method_misses_is_said(name: str) -> None:
+    student, teacher = random_taps(random_pair())
+    bare = [replace(side, logits=None, boxes=None) for side in (student, teacher)]
+    with pytest.raises(AssertionError, match=f"{name}.* needs .*(logits|bins)"):
+        LOSSES[name](random_pair())(*bare, random_targets(student))

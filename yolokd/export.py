@@ -20,6 +20,7 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 from yolokd.drawn.drawing import Drawing, draw_image
 from yolokd.errors import UserError
 from yolokd.parity import Array, detections, difference, matched_difference, ordered_difference, partnered
+from yolokd.teachers.neck import input_channels
 from yolokd.trust import open_model
 
 NOISE_INPUTS, DRAWN_INPUTS = 2, 6
@@ -162,7 +163,7 @@ def check_export(
     queries = isinstance(model.model[-1], RTDETRDecoder)
     end2end = end2end or queries
     width = session.get_inputs()[0].shape[1]
-    channels = int(model.yaml.get("channels", 3))
+    channels = input_channels(model)
     if isinstance(width, int) and width != channels:
         raise UserError(f"{exported} takes {width} channels and the weights {channels}: they do not belong together")
 

@@ -22,7 +22,7 @@ from yolokd.state import FILE, read_state
 from yolokd.students.kinds import check_detector
 from yolokd.taps import Taps, Targets
 from yolokd.teachers.images import sight_of
-from yolokd.teachers.neck import model_strides
+from yolokd.teachers.neck import input_channels, model_strides
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.trust import open_model
 
@@ -99,7 +99,7 @@ def look(
     side = check_imgsz(args.imgsz, stride=stride, max_dim=1)
     fitted: Any = LetterBox((side, side), auto=bool(args.rect), stride=stride)(image=picture)
     fitted = fitted[..., ::-1].copy()  # to red, green, blue
-    channels = int(model.yaml.get("channels", 3))
+    channels = input_channels(model)
     if channels not in {1, 3}:
         raise UserError(f"model={path} takes {channels} input channels; inspect reads colour and grey images")
     images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(device).float() / 255  # (1, 3, H, W)
@@ -159,7 +159,7 @@ def _student(path: str, teacher: Any) -> tuple[Any, list[str]]:
     if match_classes(model.names, teacher.names):
         return model, [label]
     with config.quiet():
-        fresh = DetectionModel(model.yaml, ch=int(model.yaml.get("channels", 3)), nc=len(teacher.names), verbose=False)
+        fresh = DetectionModel(model.yaml, ch=input_channels(model), nc=len(teacher.names), verbose=False)
         fresh.names = dict(teacher.names)
         fresh.load(model)
     count = len(teacher.names)
