@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
-from tests.tiny import NAMES, save_model, set_up, tiny_model
+from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_batch, tiny_model
 from yolokd import DistillationTrainer, preflight
 from yolokd.errors import UserError
-from yolokd.evaluation.quick import quick_ap50
+from yolokd.evaluation.quick import detect, quick_ap50
 from yolokd.preflight import QUICK_BATCHES, check_run
 
 Teacher = Callable[[str], Path]
@@ -361,13 +361,18 @@ def test_errors_of_memory_by_their_words(text: str) -> None:
 
 
 class Answer(nn.Module):
-    """A detector that finds the given boxes, as the host's heads put it: x, y, w, h in pixels and class scores."""
+    """A detector that finds the given boxes, as the host's heads put it: x, y, w, h in pixels and class scores.
 
-    def __init__(self, rows: Sequence[Sequence[float]], classes: int):
+    Of a pair of labels the score is that of the second, and the first is a little likelier.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Any]], classes: int):
         super().__init__()
         output = torch.zeros(1, 4 + classes, len(rows))
         for index, (x, y, w, h, label, score) in enumerate(rows):
             output[0, :4, index] = torch.tensor([x, y, w, h])
+            if isinstance(label, tuple):
+                output[0, 4 + label[0], index], label = score + 0.01, label[1]
             output[0, 4 + int(label), index] = score
         self.output = output
 
@@ -397,10 +402,48 @@ RIGHT = [(16, 16, 16, 16, 0, 0.9), (48, 48, 16, 32, 1, 0.8)]
         ([*RIGHT, (19, 16, 16, 16, 0, 0.95)], {0: 0, 1: 1}, (0.5 + 0.995) / 2),  # one object found twice, IoU 0.68
         ([], {0: 0, 1: 1}, 0.0),
         (RIGHT, {}, 0.0),
+        ([(16, 16, 16, 16, (2, 0), 0.9), (48, 48, 16, 32, (2, 1), 0.8)], {0: 0, 1: 1}, 0.995),  # likelier another's
+        ([(16, 16, 16, 16, (1, 0), 0.9), (48, 48, 16, 32, (0, 1), 0.95)], {0: 0, 1: 1}, (0.5 + 0.995) / 2),  # as sure
+        ([(16, 16, 16, 16, (2, 0), 0.9), (16, 48, 16, 16, 0, 0.5), RIGHT[1]], {0: 0, 2: 0, 1: 1}, 0.995),  # one of two
     ],
 )
-def test_the_quick_ap50(rows: list[tuple[float, ...]], classes: dict[int, int], expected: float) -> None:
+def test_the_quick_ap50(rows: list[tuple[Any, ...]], classes: dict[int, int], expected: float) -> None:
     assert quick_ap50(Answer(rows or [(1, 1, 1, 1, 0, 0.0)], 3), [BATCH], classes) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_classes_that_are_not_learned_change_nothing(family: str) -> None:
+    """A copy of a model that is silent about them does as well, however much the model itself has to say."""
+
+    def biased(values: Sequence[float]) -> Any:
+        changed = copy.deepcopy(model)
+        for name, parameter in changed.model[-1].named_parameters():
+            if name.endswith("2.bias") and parameter.shape == (len(NAMES),):
+                parameter.data.copy_(torch.tensor(values))
+        return changed
+
+    model = tiny_model(family, seed=2)
+    silent, images = biased([-100.0, -100.0, 1.0]), tiny_batch()["img"]
+    with torch.no_grad():
+        boxes = torch.cat([rows[:2, :4] for rows in detect(silent, images, {2: 2})]) / IMGSZ
+    batch = {
+        "img": images,
+        "cls": torch.full((4, 1), 2.0),
+        "bboxes": torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), dim=1),
+        "batch_idx": torch.arange(2).repeat_interleave(2),
+    }
+    found = quick_ap50(silent, [batch], {2: 2})
+    assert found > 0.5
+    assert quick_ap50(biased([3.0, 3.0, 1.0]), [batch], {2: 2}) == found
+
+
+def test_the_look_counts_the_learned_classes_alone_for_both(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[int, int]] = []
+    monkeypatch.setattr(preflight, "quick_ap50", lambda model, batches, classes: float(seen.append(classes) or 0.1))
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), classes=[1])
+    assert seen == [{1: 1}, {1: 1}]
 
 
 def test_the_quick_ap50_reads_end_to_end_models() -> None:

@@ -17,7 +17,7 @@ from yolokd.costs.timing import in_turn, precision, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.evaluation.quick import quick_ap50
-from yolokd.pairs.classes import data_classes, match_classes
+from yolokd.pairs.classes import data_classes, learned_names, match_classes
 from yolokd.rng import preserved_rng
 from yolokd.teachers.teacher import Teacher
 
@@ -96,11 +96,13 @@ def _compare(
 ) -> bool:
     """Say how teachers and student do on some batches, and return whether the student should keep its own weights."""
     names = trainer.data["names"]
+    learned = learned_names(names, trainer.args.classes)
 
     def ap50(model: Any, classes: Mapping[int, int], sight: Any = lambda images: images) -> float:
         seen = (_on_device(trainer, batch) for batch in batches)
         found = ({**batch, "img": sight(batch["img"])} for batch in seen)
-        return quick_ap50(model.to(trainer.device), found, classes)
+        kept = {own: data for own, data in classes.items() if data in learned}
+        return quick_ap50(model.to(trainer.device), found, kept)
 
     def before() -> float:
         model = deepcopy(trainer.ema.ema)
