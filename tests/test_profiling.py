@@ -12,8 +12,9 @@ import psutil
 import pytest
 import torch
 
-from tests.tiny import overrides_for
+from tests.tiny import overrides_for, tiny_criterion, tiny_model
 from yolokd import cli, memory
+from yolokd.costs.moment import set_acting
 from yolokd.costs.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, _arms, profile, steps_peak, text
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio
@@ -73,6 +74,50 @@ def test_a_rehearsal_steps_as_a_run_does_and_saves_nothing(
     rehearsal.step()
     assert any(not torch.equal(a, b) for a, b in zip(before, rehearsal.trainer.model.parameters()))
     assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "epochs", "teachers", "stage"),
+    [
+        ({"method": "bckd"}, 100, 1, 0),
+        ({"method": "bckd", "kd_stop": 0.5}, 100, 1, 0),
+        ({"method": "bckd", "kd_stop": 0.5}, 1, 1, 0),
+        ({"method": "bckd", "kd_stop": 0.1, "kd_warmup": 0.09}, 3, 1, 0),
+        ({"method": "bckd", "kd_stop": "mosaic", "close_mosaic": 5}, 10, 1, 0),
+        ({"method": "bckd", "kd_every": 3}, 10, 1, 0),
+        ({"method": "bckd", "kd_every": 500, "kd_stop": 0.2}, 2, 1, 0),
+        ({"method": "dfmsd"}, 10, 1, 1),
+        ({"method": "dfmsd"}, 1, 1, 0),  # too short for a second stage
+        ({"method": "dfmsd", "kd_stop": 0.5}, 10, 1, 0),  # the second stage would begin as it stops
+        ({"method": "dfmsd", "kd_stop": 0.6}, 10, 1, 1),
+        ({"method": "dfmsd", "dfmsd_stages": [0.9]}, 10, 1, 1),
+        ({"method": "dfmsd", "dfmsd_stages": [0.3]}, 10, 2, 1),
+        ({"method": "dfmsd", "kd_warmup": 0.0, "kd_decay": "cosine", "kd_every": 4, "kd_stop": 0.8}, 8, 1, 1),
+    ],
+)
+def test_the_step_that_stands_for_others_is_one_that_distils(
+    keys: dict[str, Any], epochs: int, teachers: int, stage: int
+) -> None:
+    """Past the ramp too, wherever distillation stops and whichever steps are left out."""
+    criterion = tiny_criterion(teacher=[tiny_model(seed=2 + index) for index in range(teachers)], **keys)[1]
+    set_acting(criterion, epochs, keys.get("close_mosaic", 0))
+    assert criterion.factor > 0 and not criterion.rests
+    assert criterion.stage == stage
+    assert criterion.clock.progress >= criterion.schedule.warmup
+    assert criterion.clock.epoch < epochs and 0 < criterion.clock.step <= criterion.clock.steps
+
+
+@pytest.mark.parametrize("keys", [{"kd_stop": 0.5}, {"kd_every": 3}])
+def test_a_rehearsed_step_asks_the_teacher(
+    keys: dict[str, Any], tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    rehearsal = Rehearsal(overrides(tmp_path, tiny_data, tiny_teacher("yolov8n"), **keys), tmp_path)
+    criterion = rehearsal.trainer.criterion
+    rehearsal.measure_gains()
+    assert all(gain > 0 for gain in criterion.calibration.gains.values())
+    seen = criterion.seen
+    rehearsal.step()
+    assert criterion.seen == seen + 1
 
 
 def test_a_profile_names_every_part_and_both_references(
