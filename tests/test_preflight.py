@@ -17,6 +17,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_batch, tiny_model
 from yolokd import DistillationTrainer, preflight
+from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.evaluation.quick import detect, quick_ap50
 from yolokd.preflight import QUICK_BATCHES, check_run
@@ -126,10 +127,43 @@ def test_each_of_several_teachers_is_named(
 
 def test_the_cost_of_a_step_is_told(tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str]) -> None:
     prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), method="dfmsd+pcd")
-    found = [re.search(r"a step takes about ([\d.]+) times as long as in plain training", message) for message in said]
-    ratios = [float(match[1]) for match in found if match]
-    assert len(ratios) == 1
-    assert ratios[0] > 0.5
+    wanted = r"preflight: a step that distils takes about ([\d.]+) times as long as in plain training$"
+    found = [match for message in said if (match := re.search(wanted, message))]
+    assert len(found) == 1
+    assert float(found[0][1]) > 0.5
+
+
+@pytest.mark.parametrize("keys", [{"kd_stop": 0.5}, {"kd_stop": 0.5, "kd_every": 3}, {"kd_every": 2, "kd_warmup": 0.0}])
+def test_the_cost_is_that_of_a_step_that_distils(
+    keys: dict[str, Any], tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its kinds of step: plain, one in which the terms act, and one that `kd_every` leaves out."""
+    acted: dict[str, bool] = {}
+
+    def watched(steps: dict[str, Callable[[], None]], *_: Any, **__: Any) -> dict[str, list[float]]:
+        for name, step in steps.items():
+            asked.clear()
+            step()
+            acted[name] = bool(asked)
+        return {name: [1.0] for name in steps}
+
+    asked: list[int] = []
+    units = DistillationLoss._units
+    monkeypatch.setattr(DistillationLoss, "_units", lambda *given: asked.append(1) or units(*given))
+    monkeypatch.setattr("yolokd.preflight.in_turn", watched)
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), **keys)
+    rest = {"left out": False} if "kd_every" in keys else {}
+    assert acted == {"plain": False, "distilled": True, **rest}
+
+
+def test_the_cost_says_the_average_where_steps_are_left_out(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {"plain": [2.0], "distilled": [4.8], "left out": [2.2]}
+    monkeypatch.setattr("yolokd.preflight.in_turn", lambda *_, **__: taken)
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")), kd_every=4)
+    told = "a step that distils takes about 2.4 times as long as in plain training, one on average with kd_every=4"
+    assert any(message.endswith(f"preflight: {told} about 1.4 times") for message in said)  # (2.4 + 3 * 1.1) / 4
 
 
 def test_the_cost_is_not_measured_by_one_of_several_processes(

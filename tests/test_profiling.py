@@ -15,9 +15,10 @@ import torch
 from tests.tiny import overrides_for, tiny_criterion, tiny_model
 from yolokd import cli, memory
 from yolokd.costs.moment import set_acting
-from yolokd.costs.profiling import BUILT_IN, OURS, PLAIN, Stopwatch, Timed, _arms, profile, steps_peak, text
+from yolokd.costs.profiling import BUILT_IN, MEAN, OURS, PLAIN, REST, Stopwatch, Timed, _arms, profile, steps_peak, text
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio
+from yolokd.criterion import DistillationLoss
 from yolokd.memory import give_back, peak_bytes
 
 pytestmark = pytest.mark.usefixtures("own_start")
@@ -131,6 +132,31 @@ def test_a_profile_names_every_part_and_both_references(
     assert result["steps"][PLAIN]["ratio"] == 1
     words = text(result)
     assert "teacher" in words and "of a plain step" in words
+
+
+def test_a_profile_says_the_average_where_steps_are_left_out(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acted: dict[str, bool] = {}
+
+    def turns(steps: dict[str, Callable[[], None]], *_: Any) -> dict[str, list[float]]:
+        for name in (OURS, REST):
+            asked.clear()
+            steps[name]()
+            acted[name] = bool(asked)
+        return {name: [value, 2 * value] for name, value in zip(steps, (2.0, 8.0, 5.0, 2.2))}
+
+    asked: list[int] = []
+    units = DistillationLoss._units
+    monkeypatch.setattr(DistillationLoss, "_units", lambda *given: asked.append(1) or units(*given))
+    monkeypatch.setattr("yolokd.costs.profiling.in_turn", turns)
+    settings = overrides(tmp_path, tiny_data, tiny_teacher("yolov8n"), kd_every=4, kd_gain=1.0)
+    result = profile(settings, rounds=1, memory=False)
+    assert acted == {OURS: True, REST: False}
+    assert list(result["steps"]) == [PLAIN, BUILT_IN, OURS, REST, MEAN]
+    assert result["steps"][MEAN]["ratio"] == pytest.approx((2.5 + 3 * 1.1) / 4)
+    words = text(result)
+    assert "part of a step that distils" in words and f"\n{MEAN}" in words
 
 
 def test_memory_is_that_of_some_steps(tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]) -> None:

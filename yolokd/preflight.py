@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -13,6 +13,7 @@ from torch import nn
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolokd.costs.moment import average, set_acting
 from yolokd.costs.timing import in_turn, precision, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
@@ -20,6 +21,8 @@ from yolokd.evaluation.quick import quick_ap50
 from yolokd.pairs.classes import data_classes, learned_names, match_classes
 from yolokd.rng import preserved_rng
 from yolokd.teachers.teacher import Teacher
+
+Found = TypeVar("Found")
 
 PREFIX = colorstr("preflight: ")
 QUICK_BATCHES = 4
@@ -147,7 +150,7 @@ def _compare(
     return bool(why)
 
 
-def _where_it_fits(function: Callable[[], float]) -> float | None:
+def _where_it_fits(function: Callable[[], Found]) -> Found | None:
     """Return what a function returns, or None where the device has not the memory for it."""
     try:
         return function()
@@ -211,30 +214,38 @@ def _on_device(trainer: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tell_cost(trainer: Any, batch: dict[str, Any]) -> None:
     """Say what a step costs, where there is memory enough for a second student beside the first."""
-    times = _where_it_fits(lambda: _cost(trainer, _on_device(trainer, batch)))
-    if times is None:
+    taken = _where_it_fits(lambda: _cost(trainer, _on_device(trainer, batch)))
+    if taken is None:
         LOGGER.warning(f"{PREFIX}the cost of a step was not measured: not enough memory for a copy of the student")
         return
-    LOGGER.info(f"{PREFIX}a step takes about {times:.1f} times as long as in plain training")
+    times, every = ratio(taken, "distilled", "plain"), trainer.criterion.every
+    text = f"{PREFIX}a step that distils takes about {times:.1f} times as long as in plain training"
+    if every > 1:
+        mean = average(times, ratio(taken, "left out", "plain"), every)
+        text += f", one on average with kd_every={every} about {mean:.1f} times"
+    LOGGER.info(text)
 
 
-def _cost(trainer: Any, batch: dict[str, Any]) -> float:
-    """Return how many times as long a training step takes with distillation, on a copy of the student."""
+def _cost(trainer: Any, batch: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the seconds of training steps by kind, taken on a copy of the student."""
     model: Any = deepcopy(unwrap_model(trainer.model)).train()
     distilled = model.criterion
-    distilled.clock.step = 1
+    set_acting(distilled, trainer.epochs, trainer.args.close_mosaic)
+    first = distilled.clock.step
     distilled.calibration = None  # measuring takes time in a few steps only
 
-    def step(criterion: Any) -> None:
+    def step(criterion: Any, later: int = 0) -> None:
         del model.criterion
         model.criterion = criterion
+        distilled.clock.step = first + later
         with precision(trainer):
             loss = model(batch)[0].sum()
         loss.backward()
 
     arms = {"plain": partial(step, distilled.task.base), "distilled": partial(step, distilled)}
-    taken = in_turn(arms, trainer.device, rounds=1, warmup=1)
-    return ratio(taken, "distilled", "plain")
+    if distilled.every > 1:
+        arms["left out"] = partial(step, distilled, 1)
+    return in_turn(arms, trainer.device, rounds=1, warmup=1)
 
 
 class Beside(nn.Module):

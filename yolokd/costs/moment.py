@@ -28,3 +28,8 @@ def set_acting(criterion: Any, epochs: int, close_mosaic: int) -> None:
         return criterion.factor > 0, late, done >= criterion.schedule.warmup, -abs(done - 0.5)
 
     turned(max(product(range(epochs), range(points)), key=turned))
+
+
+def average(acting: float, rest: float, every: int) -> float:
+    """Return the cost of a step on average, of which one in `every` distils and the others cost what `rest` says."""
+    return (acting + (every - 1) * rest) / every

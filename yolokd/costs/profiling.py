@@ -16,13 +16,15 @@ import torch
 
 from yolokd import config
 from yolokd.columns import aligned
+from yolokd.costs.moment import average
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio, seconds
 from yolokd.errors import UserError
 from yolokd.memory import peak_bytes
 from yolokd.trust import KEY, loading
 
-PLAIN, BUILT_IN, OURS = "plain training", "built-in distillation", "this run"
+PLAIN, BUILT_IN, OURS = "plain training", "built-in distillation", "this run, a step that distils"
+REST, MEAN = "this run, a step that kd_every leaves out", "this run, a step on average"
 
 
 class Stopwatch:
@@ -121,8 +123,8 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
         memory (bool): Measure the peak memory too; on a CPU in a new process for each of the three.
 
     Returns:
-        (dict[str, Any]): `parts` (seconds by part), `steps` (median seconds, ratio to plain training and peak bytes by
-            arm) and `device`.
+        (dict[str, Any]): `parts` (seconds by part of a step that distils), `steps` (median seconds, ratio to plain
+            training and peak bytes by arm; with `kd_every` also of the steps left out and of the average) and `device`.
     """
     arms = _arms(overrides)
     with tempfile.TemporaryDirectory(prefix="yolokd-profile-") as folder, redirect_stdout(StringIO()):
@@ -130,7 +132,14 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
         for rehearsal in rehearsals.values():
             rehearsal.measure_gains()
         device = rehearsals[OURS].device
-        taken = in_turn({name: rehearsal.step for name, rehearsal in rehearsals.items()}, device, rounds)
+        steps = {name: rehearsal.step for name, rehearsal in rehearsals.items()}
+        criterion = rehearsals[OURS].trainer.criterion
+        every = criterion.every if criterion else 1
+        if every > 1:
+            steps[REST] = rehearsals[OURS].rest
+        taken = in_turn(steps, device, rounds)
+        if every > 1:
+            taken[MEAN] = [average(a, b, every) for a, b in zip(taken[OURS], taken[REST])]
         watch, step = watch_parts(rehearsals[OURS])
         for _ in range(rounds + 2):
             step()
@@ -140,7 +149,7 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
         "device": str(device),
         "parts": {name: median(values[1:]) for name, values in watch.parts.items()},
         "steps": {
-            name: {"seconds": median(values), "ratio": ratio(taken, name, PLAIN), "peak_bytes": peaks[name]}
+            name: {"seconds": median(values), "ratio": ratio(taken, name, PLAIN), "peak_bytes": peaks.get(name)}
             for name, values in taken.items()
         },
     }
@@ -180,7 +189,7 @@ def text(result: Mapping[str, Any]) -> str:
     """Return a profile as two tables."""
     whole = sum(result["parts"].values())
     plain = result["steps"][PLAIN]["seconds"]
-    rows = [("part of a step", "ms", "share", "of a plain step")]
+    rows = [("part of a step that distils", "ms", "share", "of a plain step")]
     for name, value in result["parts"].items():
         rows.append((name, f"{value * 1e3:.1f}", f"{value / whole:.0%}", f"{value / plain:.2f}"))
     arms = [("step", "ms", "x plain", "peak memory")]

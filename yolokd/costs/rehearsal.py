@@ -78,6 +78,13 @@ class Rehearsal:
         self.backward(self.forward())
         self.update()
 
+    def rest(self) -> None:
+        """Do a whole step of those that `kd_every` leaves out, which it must: the one after the rehearsed one."""
+        clock = self.trainer.criterion.clock
+        clock.step += 1
+        self.step()
+        clock.step -= 1
+
     def measure_gains(self) -> None:
         """Do the steps in which gains are measured, which are a few of a whole run."""
         criterion = self.trainer.criterion
