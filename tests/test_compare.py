@@ -647,7 +647,9 @@ def test_a_comparison_judges_its_teacher_by_what_it_sees(
     seen = evaluate(weights, tiny_data, ground_truth=truth, device="cpu", imgsz=96, class_map=way["kd_class_map"])
     assert found["teacher"] == seen.to_dict()
     assert found["seed0/pcd"] == evaluate(weights, tiny_data, ground_truth=truth, device="cpu", imgsz=64).to_dict()
-    assert read_json(tmp_path / "teacher" / PREDICTIONS)["imgsz"] == 96
+    kept = {name: read_json(tmp_path / name / PREDICTIONS) for name in found}
+    assert kept["teacher"]["imgsz"] == 96 and kept["seed0/pcd"]["imgsz"] == 64
+    assert kept["teacher"]["detections"] == seen.detections != kept["seed0/pcd"]["detections"]
 
 
 def test_models_side_by_side(
