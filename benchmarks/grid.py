@@ -67,11 +67,6 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         "YOLO26n with COCO weights trained on them for 10 epochs as its teacher",
         {**BCCD, "model": "student26.yaml", "teacher": "yolo26n_bccd.pt", "epochs": 30},
     ),
-    "bccd-of-yolo26": (
-        "BCCD, 30 % of the training images (62), 30 epochs, a YOLOv8n student of a YOLO26n teacher trained on all of them "
-        "for 10 epochs",
-        {**BCCD, "teacher": "yolo26n_bccd.pt", "epochs": 30, "fraction": 0.3},
-    ),
     "shapes-from-scratch": (
         "drawn shapes of data seed 11, a student of half a YOLOv8n's width from random weights",
         SHAPES,
