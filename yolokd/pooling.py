@@ -54,6 +54,9 @@ def _summed(feature: torch.Tensor, stride: int, rois: torch.Tensor, size: int, s
     places = image + y[:, :, None, :, None] * width + x[:, None, :, None, :]
     weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
     count = (2 * samples) ** 2
+    if feature.requires_grad:
+        feature = feature.view_as(feature)
+        feature.register_hook(torch.Tensor.contiguous)  # else the student's backward would go on in another layout
     table = feature.permute(0, 2, 3, 1).reshape(-1, channels)
     pooled: torch.Tensor = F.embedding_bag(
         places.reshape(-1, count), table, mode="sum", per_sample_weights=weights.reshape(-1, count)
