@@ -15,6 +15,7 @@ from torch import nn
 from tests.tiny import tiny_model
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
+from yolokd.evaluation import validation
 from yolokd.evaluation.bootstrap import average_precision, collect_matches, paired_bootstrap
 from yolokd.evaluation.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, map_classes, predict, score
 
@@ -475,6 +476,11 @@ class TestAgainstUltralytics:
         renamed = {"red": "blue", "blue": "red"}
         again = evaluate(Seer(), coloured, imgsz=320, device="cpu", channels=[2, 1, 0], class_map=renamed)
         assert again.per_class["red"] > 0.2 and again.host_ap is None  # which knows of no map
+
+    def test_an_exported_file_takes_no_other_channels(self, coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(validation, "_open", lambda model: (model, None))  # as it opens one
+        with pytest.raises(UserError, match=r"teacher_channels=\[2, 1, 0\] needs .* not large\.onnx"):
+            evaluate("large.onnx", coloured, imgsz=320, device="cpu", channels=[2, 1, 0])
 
     def test_a_colour_model_sees_grey_images(self, tmp_path: Path) -> None:
         """Data of one channel is shown three times, as in training, and colour to a grey model by its luminance."""

@@ -176,10 +176,11 @@ def split_by_level(level: torch.Tensor, real: torch.Tensor, count: int) -> list[
 
 
 def filled(rows: torch.Tensor, least: int) -> torch.Tensor:
-    """Return rows filled up with zeros to a multiple of `least`, beyond 8 of which of twice that, beyond 16 of 4 times.
+    """Return rows filled up with zeros to a multiple of `least`, which doubles at 8, 16, 32 and so on times `least`.
 
-    The number of a level's regions changes from step to step, and oneDNN keeps memory for every length that a layer has
-    met. It lies between the maps of a step, which then find less and less room in one piece.
+    So there are four lengths between a power of two and the next. The number of a level's regions changes from step to
+    step, and oneDNN keeps memory for every length that a layer has met. It lies between the maps of a step, which then
+    find less and less room in one piece.
 
     Args:
         rows (torch.Tensor): Rows with shape (n, D).

@@ -158,6 +158,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a detector on a split of an Ultralytics dataset with pycocotools.
 
+    A model that takes other channels than the data has sees the images as a teacher does in training (`channel_plan`).
     A class of the dataset that the model does not know counts with an AP of 0 (Ultralytics leaves its labels out).
     Matches are those of Ultralytics but for boxes that leave the image, which are clipped here as COCO's own are, and
     the area under the curve is COCO's instead of its trapezoids: the two AP differ by less than 0.005, a little more

@@ -92,8 +92,14 @@ def collected(
     Returns:
         detections (list[dict[str, Any]]): The detections in COCO's form.
         host_ap (float | None): Ultralytics' own AP, None where the model's classes are not the dataset's.
+
+    Raises:
+        UserError: If the model is no detector or none of its classes is in the dataset, or `channels` are given for an
+            exported file.
     """
     network, base = _open(model)
+    if channels is not None and not isinstance(network, nn.Module):
+        raise UserError(f"teacher_channels={list(channels)} needs a teacher's weights, a .pt file, and not {network}")
     info = ground_truth["info"]
     dataset = {int(c["id"]): str(c["name"]) for c in ground_truth["categories"]}
     fixed = {"task": "detect", "mode": "val", "rect": True, "plots": False, "save_json": False, "verbose": False}
