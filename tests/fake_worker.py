@@ -16,7 +16,7 @@ package.__path__ = [str(Path(__file__).parents[1] / "yolokd" / "compare")]
 sys.modules["yolokd.compare"] = package
 
 from yolokd.compare.queue import follow_parent  # noqa: E402
-from yolokd.records import read_json, write_json  # noqa: E402
+from yolokd.saving.records import read_json, write_json  # noqa: E402
 
 folder = Path(sys.argv[1])
 root = folder.parent if folder.name == "teacher" else folder.parents[1]

@@ -100,8 +100,8 @@ def inject(fault: dict[str, Any]) -> None:
     """Arrange a fault: its `kind`, its `moment`, and the `epoch` (from 0) or the `seconds` at which it strikes."""
     from ultralytics.utils import callbacks
 
-    from yolokd import files
     from yolokd.criterion import DistillationLoss
+    from yolokd.saving import files
     from yolokd.trainer import Distilling
 
     kind, moment, epoch = fault["kind"], fault["moment"], fault.get("epoch", 0)

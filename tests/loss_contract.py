@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from yolokd.adapters import Adapters
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import Adapters
 from yolokd.taps import Pair, Taps, Targets
 
 DEFAULTS = Path(__file__).parents[1] / "cfg" / "default.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolokd.adapters import Adapters, Generator, as_float, standardize
+from yolokd.ops.adapters import Adapters, Generator, as_float, standardize
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

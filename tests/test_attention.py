@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import features as oracle
-from yolokd.attention import (
+from yolokd.ops.attention import (
     RandomSource,
     cell_mask,
     cell_mean,

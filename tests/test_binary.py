@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.oracles import logits as oracle
-from yolokd.binary import binary_distillation
+from yolokd.ops.binary import binary_distillation
 
 
 @pytest.mark.parametrize(

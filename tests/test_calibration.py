@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.tiny import tiny_batch, tiny_criterion
-from yolokd.calibration import BATCHES, GainCalibration, gradient_norm
 from yolokd.outputs import read_output
+from yolokd.terms.calibration import BATCHES, GainCalibration, gradient_norm
 
 
 def neck() -> list[torch.Tensor]:

@@ -32,8 +32,8 @@ from yolokd.drawn.shapes import draw_dataset
 from yolokd.evaluation import evaluate as evaluation
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
 from yolokd.evaluation.sidebyside import side_by_side
-from yolokd.records import read_json, write_json
 from yolokd.results import PREDICTIONS
+from yolokd.saving.records import read_json, write_json
 
 TRAIN = {"epochs": 4, "imgsz": 32, "batch": 4, "close_mosaic": 2, "optimizer": "SGD", "kd_preflight": False}
 

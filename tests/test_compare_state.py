@@ -21,7 +21,7 @@ import pytest
 from yolokd.compare.queue import Job, Progress, _stop, clock, run_queue
 from yolokd.compare.state import Run, State, check_folder, locked
 from yolokd.errors import UserError
-from yolokd.records import read_json, strict, write_json
+from yolokd.saving.records import read_json, strict, write_json
 
 ARMS = ("none", "pcd")
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolokd import config, consistency
+from yolokd import config
+from yolokd.config import consistency
+from yolokd.config.keys import Accepted
 from yolokd.errors import UserError
-from yolokd.keys import Accepted
 
 TEACHER = {"teacher": "t.pt"}
 # A value of the wrong type or word for every kind of comment in default.yaml; None is one unless it is optional.

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.nn.tasks import DetectionModel
 
 from tests.tiny import tiny_batch, tiny_criterion, tiny_model
-from yolokd.calibration import BATCHES, gradient_norm, replayed
-from yolokd.clock import start_batch, start_epoch
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
 from yolokd.outputs import Output, read_output
+from yolokd.terms.calibration import BATCHES, gradient_norm, replayed
+from yolokd.terms.clock import start_batch, start_epoch
 
 FAMILIES = ("yolov8n", "yolo26n")
 TASK = {"yolov8n": ["box_loss", "cls_loss", "dfl_loss"], "yolo26n": ["box_loss", "cls_loss", "l1_loss"]}

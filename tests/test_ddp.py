@@ -22,10 +22,10 @@ from ultralytics.utils import YAML
 
 from tests.tiny import overrides_for, rows, save_model, set_up, tiny_batch, tiny_criterion, tiny_model
 from yolokd import DistillationTrainer
-from yolokd.clock import start_batch, start_epoch
 from yolokd.errors import UserError
-from yolokd.handover import FOLDER_PREFIX
 from yolokd.preflight import settle_start
+from yolokd.saving.handover import FOLDER_PREFIX
+from yolokd.terms.clock import start_batch, start_epoch
 
 Teacher = Callable[[str], Path]
 pytest.importorskip("cloudpickle", reason="the host installs it at the first launch on several devices")

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tests.loss_contract import leaves, random_pair, random_taps, random_targets
-from yolokd.eager import eager
 from yolokd.losses import LOSSES
+from yolokd.ops.eager import eager
 
 
 def cubic(scale: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -18,7 +18,7 @@ from tests.tiny import save_model, tiny_model
 from yolokd.cli import main
 from yolokd.errors import UserError
 from yolokd.export import CONF, TOLERANCE, check_export, export_and_check
-from yolokd.parity import detections, difference, matched_difference, ordered_difference, partnered
+from yolokd.export.parity import detections, difference, matched_difference, ordered_difference, partnered
 
 IMGSZ = 64
 

@@ -25,7 +25,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from tests.faults import CODES, PLACING, RUNNING, WRITING, digest
 from tests.tiny import NAMES, rows, same_values, save_model
 from yolokd.drawn.shapes import draw_dataset
-from yolokd.state import FILE, read_state
+from yolokd.saving.state import FILE, read_state
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),

@@ -23,8 +23,8 @@ from ultralytics.nn.tasks import load_checkpoint
 from tests.tiny import overrides_for, rows
 from yolokd import DistillationTrainer
 from yolokd.command.signals import LAUNCHER, Terminated, terminable
-from yolokd.ending import way_on
-from yolokd.files import whole_checkpoints
+from yolokd.saving.ending import way_on
+from yolokd.saving.files import whole_checkpoints
 
 pytestmark = pytest.mark.usefixtures("own_start")
 

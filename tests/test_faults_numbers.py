@@ -16,10 +16,10 @@ from ultralytics.nn.tasks import load_checkpoint
 from tests.tiny import overrides_for, rows, set_up, tiny_batch, tiny_criterion, tiny_model
 from yolokd import DistillationTrainer
 from yolokd.clipping import StepGuard
-from yolokd.clock import start_batch, start_epoch
-from yolokd.finite import finite_output
 from yolokd.outputs import Branch, Output
-from yolokd.state import FILE, read_state
+from yolokd.saving.state import FILE, read_state
+from yolokd.terms.clock import start_batch, start_epoch
+from yolokd.terms.finite import finite_output
 
 pytestmark = pytest.mark.usefixtures("own_start")
 

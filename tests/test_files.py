@@ -11,8 +11,8 @@ import pytest
 import torch
 from ultralytics.utils import LOGGER
 
-from yolokd.files import PARTIAL, final_names, keep_rows, save_whole, whole_checkpoints
-from yolokd.handover import discard_run, missing_folders, remove_empty
+from yolokd.saving.files import PARTIAL, final_names, keep_rows, save_whole, whole_checkpoints
+from yolokd.saving.handover import discard_run, missing_folders, remove_empty
 
 FULL = Path("/dev/full")  # a device that is always full
 

@@ -22,10 +22,11 @@ from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import ModelEMA, strip_optimizer
 
 from tests.tiny import overrides_for, save_model, set_up, tiny_args, tiny_batch, tiny_criterion, tiny_model
-from yolokd import config, consistency
-from yolokd.calibration import gradient_norm
+from yolokd import config
+from yolokd.config import consistency
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
+from yolokd.terms.calibration import gradient_norm
 
 Teacher = Callable[[str], Path]
 
@@ -305,7 +306,7 @@ def test_autobatch_reads_stride_names_and_yaml_of_what_it_profiles() -> None:
 
 def test_the_trainers_epochs_are_read_live() -> None:
     """With time= the host estimates them anew after each epoch."""
-    from yolokd.clock import start_epoch
+    from yolokd.terms.clock import start_epoch
 
     _, criterion = tiny_criterion("dfmsd")
     trainer = SimpleNamespace(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from yolokd.imagestream import StreamHash
+from yolokd.compare.imagestream import StreamHash
 
 
 def batch(seed: int, objects: int = 3) -> dict[str, Any]:

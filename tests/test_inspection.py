@@ -27,7 +27,7 @@ from yolokd.inspection.views import mask_panel
 from yolokd.losses import LOSSES
 from yolokd.losses.pcd import grouped_divergence
 from yolokd.outputs import read_output
-from yolokd.state import write_state
+from yolokd.saving.state import write_state
 from yolokd.teachers.teacher import Teacher, load_teacher
 
 SIDE = 96  # strides 8, 16 and 32 give 12, 6 and 3 positions per side

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tests.loss_contract import LossContract, random_pair, random_taps, random_targets
-from yolokd.adapters import Adapters
 from yolokd.losses import LOSSES
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import Adapters
 from yolokd.taps import Pair, Taps, Targets
 
 

@@ -26,12 +26,13 @@ from tests.tiny import (
     tiny_model,
     train,
 )
-from yolokd import DistillationTrainer, config, consistency
-from yolokd.calibration import gradient_norm
-from yolokd.defaults import complete
+from yolokd import DistillationTrainer, config
+from yolokd.config import consistency
+from yolokd.config.defaults import complete
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.outputs import read_output
+from yolokd.terms.calibration import gradient_norm
 from yolokd.unlabeled.no_labels import LABELS, class_names, describe, ready, renumber, training_files
 from yolokd.unlabeled.sources import check_images, is_description
 from yolokd.unlabeled.stream import LABELED

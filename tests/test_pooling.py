@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.oracles import regions as oracle
-from yolokd import pooling
-from yolokd.pooling import pool
+from yolokd.ops import pooling
+from yolokd.ops.pooling import pool
 
 Way = Callable[[torch.Tensor, int, torch.Tensor, int, int], torch.Tensor]
 WAYS: list[Way] = [pooling._summed, pooling._aligned]

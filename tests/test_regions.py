@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.loss_contract import random_pair, random_taps, random_targets
 from tests.oracles import regions as oracle
-from yolokd.regions import Proposer, as_rois, assigned_level, filled, propose, rows_by_level, valid_boxes
+from yolokd.ops.regions import Proposer, as_rois, assigned_level, filled, propose, rows_by_level, valid_boxes
 from yolokd.taps import Taps, Targets
 
 

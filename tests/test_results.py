@@ -18,10 +18,10 @@ from tests.tiny import train, train_plain
 from yolokd import UserError, config
 from yolokd.evaluation import evaluate as evaluation
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
-from yolokd.records import read_json, write_json
 from yolokd.results import from_compare, from_runs
 from yolokd.results.folders import _expand, _like_named, _teacher
 from yolokd.results.run import _number
+from yolokd.saving.records import read_json, write_json
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
 

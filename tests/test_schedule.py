@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolokd.schedule import Schedule, Stages
+from yolokd.terms.schedule import Schedule, Stages
 
 
 def test_ramp_is_linear_over_the_warmup() -> None:

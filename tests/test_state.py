@@ -9,10 +9,10 @@ from typing import IO, Any
 import pytest
 import torch
 
-from yolokd import state as state_module
-from yolokd.attention import RandomSource
 from yolokd.errors import UserError
-from yolokd.state import FILE, read_state, write_state
+from yolokd.ops.attention import RandomSource
+from yolokd.saving import state as state_module
+from yolokd.saving.state import FILE, read_state, write_state
 
 IDENTITY = {"teachers": ["0123"], "methods": ["dfmsd"]}
 

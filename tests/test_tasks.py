@@ -36,10 +36,10 @@ from yolokd.errors import UserError
 from yolokd.evaluation.quick import detect
 from yolokd.export import check_export
 from yolokd.losses import LOSSES
+from yolokd.ops.regions import propose
 from yolokd.outputs import View, read_output
 from yolokd.pairs.suitability import refusals, student_head, teacher_head
-from yolokd.regions import propose
-from yolokd.state import FILE, read_state
+from yolokd.saving.state import FILE, read_state
 from yolokd.students.kinds import TRAINER_NAMES, check_detector, check_kind, kind_of
 from yolokd.students.query_student import QueryStudent, put_on, take_off
 from yolokd.students.query_task import predicted_boxes

@@ -38,9 +38,9 @@ from tests.tiny import (
 from yolokd import DistillationTrainer, config
 from yolokd.arguments import BEGINNING
 from yolokd.clipping import clip_adapters
+from yolokd.compare.imagestream import StreamHash
 from yolokd.errors import UserError
-from yolokd.imagestream import StreamHash
-from yolokd.state import FILE, read_state, write_state
+from yolokd.saving.state import FILE, read_state, write_state
 
 pytestmark = pytest.mark.usefixtures("own_start")
 

@@ -38,7 +38,7 @@ from ultralytics.nn.tasks import (
 from tests.tiny import IMGSZ, overrides_for, save_model, tiny_model, train
 from yolokd import DistillationTrainer, cli, report, trust
 from yolokd.errors import UserError
-from yolokd.state import find_state, read_state, write_state
+from yolokd.saving.state import find_state, read_state, write_state
 from yolokd.teachers.teacher import load_teacher
 
 pytestmark = pytest.mark.usefixtures("own_start")

@@ -20,15 +20,16 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from tests.task_data import task_batch, task_data, task_model
 from tests.tiny import overrides_for, rows, set_up, tiny_batch, tiny_criterion, train
-from yolokd import DistillationTrainer, config, consistency
+from yolokd import DistillationTrainer, config
 from yolokd.compare import worker as compare_worker
 from yolokd.compare.plan import make_plan
 from yolokd.compare.trainer import MeasuringTrainer
+from yolokd.config import consistency
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES
 from yolokd.outputs import read_output
-from yolokd.records import write_json
+from yolokd.saving.records import write_json
 from yolokd.taps import Taps, Targets
 from yolokd.task import Task, first
 from yolokd.trainers import TRAINERS

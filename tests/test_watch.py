@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolokd.watch import TermWatch
+from yolokd.terms.watch import TermWatch
 
 SOME, NONE = torch.tensor(3), torch.tensor(0)
 

@@ -14,14 +14,15 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import autocast
 
-from yolokd import config, consistency
+from yolokd import config
 from yolokd.clipping import StepGuard
-from yolokd.clock import CLOCK, start_epoch
 from yolokd.compat import warn_outside
+from yolokd.config import consistency
+from yolokd.config.defaults import complete
 from yolokd.criterion import DistillationLoss
-from yolokd.defaults import complete
 from yolokd.errors import UserError
-from yolokd.handover import as_list, discard_run, missing_folders, split_objects
+from yolokd.saving.handover import as_list, discard_run, missing_folders, split_objects
+from yolokd.terms.clock import CLOCK, start_epoch
 from yolokd.trust import KEY, loading
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one

@@ -40,8 +40,8 @@ def run_export(words: list[str]) -> int:
     from yolokd.command import inputs
     from yolokd.config import KEYS
     from yolokd.export import export_and_check
-    from yolokd.messages import reason
-    from yolokd.parity import not_checked
+    from yolokd.export.parity import not_checked
+    from yolokd.text import reason
 
     known = host_keys()
     given = parse(words, {**known, trust.KEY: True})

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolokd.calibration import GainCalibration, replayed
-from yolokd.clock import Clock
 from yolokd.errors import UserError
-from yolokd.finite import FiniteTerms, finite_output
 from yolokd.losses.base import DistillLoss
 from yolokd.outputs import Output, read_output
 from yolokd.pairs.link import Link
-from yolokd.schedule import Schedule, Stages
 from yolokd.students.query_task import task_for
 from yolokd.taps import Taps, Targets
 from yolokd.teachers.ensemble import confidence_weights
 from yolokd.teachers.precision import beside
-from yolokd.watch import TermWatch
+from yolokd.terms.calibration import GainCalibration, replayed
+from yolokd.terms.clock import Clock
+from yolokd.terms.finite import FiniteTerms, finite_output
+from yolokd.terms.schedule import Schedule, Stages
+from yolokd.terms.watch import TermWatch
 
 Units = dict[str, tuple[str, torch.Tensor, float]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolokd.errors import UserError
-from yolokd.messages import reason
+from yolokd.text import reason
 
 
 def dataset(value: Any, train: bool = True) -> None:

@@ -16,13 +16,13 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 from yolokd import config, preflight
 from yolokd.arguments import Configured
 from yolokd.clipping import clip_adapters
-from yolokd.ending import Ending
 from yolokd.errors import UserError
-from yolokd.files import keep_rows, whole_checkpoints
-from yolokd.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
 from yolokd.pairs.assembly import build_criterion, check_pairs
 from yolokd.rng import preserved_rng
-from yolokd.state import FILE, find_state, forget_adapters, write_state
+from yolokd.saving.ending import Ending
+from yolokd.saving.files import keep_rows, whole_checkpoints
+from yolokd.saving.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
+from yolokd.saving.state import FILE, find_state, forget_adapters, write_state
 from yolokd.students.kinds import check_kind
 from yolokd.students.new_classes import new_classes
 from yolokd.students.pruned import as_it_is

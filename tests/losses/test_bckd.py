@@ -10,9 +10,9 @@ import torch
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
 from tests.losses.fitting import fit
 from tests.oracles import logits as oracle
-from yolokd.anchors import overlap_distance
 from yolokd.errors import UserError
 from yolokd.losses.bckd import BCKDLoss
+from yolokd.ops.anchors import overlap_distance
 from yolokd.taps import Taps, Targets
 
 

@@ -19,8 +19,8 @@ from tests.losses.fitting import fit
 from tests.oracles import regions as oracle
 from tests.oracles.features import standardize
 from yolokd.losses.ckd import CKDLoss, contrast, gathered, overlapping
-from yolokd.pooling import pool
-from yolokd.regions import propose
+from yolokd.ops.pooling import pool
+from yolokd.ops.regions import propose
 
 LARGE = [(36, 44), (18, 22), (9, 11)]  # an image of 288 x 352 pixels: regions on all three levels
 EMPTY = torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool)

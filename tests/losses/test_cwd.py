@@ -11,8 +11,8 @@ import torch
 from tests.loss_contract import LossContract, random_pair, random_taps, random_targets
 from tests.oracles import features as oracle
 from tests.overfit import overfit
-from yolokd.adapters import standardize
 from yolokd.losses.cwd import CWDLoss, channel_divergence
+from yolokd.ops.adapters import standardize
 
 
 class TestCWD(LossContract):

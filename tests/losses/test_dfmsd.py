@@ -13,9 +13,9 @@ from torch import nn
 from tests.loss_contract import LossContract, random_pair, random_taps, random_targets
 from tests.oracles import features as oracle
 from tests.overfit import overfit
-from yolokd.adapters import standardize
-from yolokd.attention import channel_attention, quantile_mask, spatial_attention
 from yolokd.losses.dfmsd import DFMSDLoss, dual_masked_generation, gap, high_pass, soft_mask
+from yolokd.ops.adapters import standardize
+from yolokd.ops.attention import channel_attention, quantile_mask, spatial_attention
 from yolokd.taps import Taps
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from tests.loss_contract import LossContract, random_pair, random_taps, random_targets
 from tests.oracles import features as oracle
 from tests.overfit import overfit
-from yolokd.adapters import standardize
 from yolokd.losses.mgd import MGDLoss, masked_generation, random_mask
+from yolokd.ops.adapters import standardize
 
 
 class TestMGD(LossContract):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
 from tests.losses.fitting import fit
 from tests.oracles import logits as oracle
-from yolokd.anchors import selected_anchors
 from yolokd.errors import UserError
 from yolokd.losses.pcd import PCDLoss, block_sizes, grouped_divergence
+from yolokd.ops.anchors import selected_anchors
 
 pytestmark = pytest.mark.filterwarnings("ignore:pcd:UserWarning")
 

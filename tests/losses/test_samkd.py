@@ -13,9 +13,9 @@ from torch import nn
 from tests.loss_contract import LossContract, random_pair, random_taps, random_targets
 from tests.oracles import features as oracle
 from tests.overfit import overfit
-from yolokd.adapters import standardize
-from yolokd.attention import cell_mask, channel_attention, quantile_mask, spatial_attention
 from yolokd.losses.samkd import SAMKDLoss, discrepancy, largest_regions, pyramid_generation, weighted_binary
+from yolokd.ops.adapters import standardize
+from yolokd.ops.attention import cell_mask, channel_attention, quantile_mask, spatial_attention
 
 BIG = [(20, 25), (10, 12), (5, 6)]
 

@@ -13,7 +13,7 @@ from tests.loss_contract import LossContract, leaves, random_pair, random_taps, 
 from tests.losses.fitting import fit
 from tests.oracles import regions as oracle
 from yolokd.losses.sgfi import Embedding, SGFILoss, imitation_error, level_weights
-from yolokd.regions import propose
+from yolokd.ops.regions import propose
 
 LARGE = [(36, 44), (18, 22), (9, 11)]  # an image of 288 x 352 pixels: regions on all three levels
 

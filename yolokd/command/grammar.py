@@ -38,7 +38,7 @@ def parse(words: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
     from ultralytics.cfg import merge_equals_args, parse_key_value_pair
 
     from yolokd.config import unknown_key
-    from yolokd.consistency import check_host_values
+    from yolokd.config.consistency import check_host_values
 
     given: dict[str, Any] = {}
     recipe: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from importlib import import_module
 from textwrap import fill
 from typing import Any
 
-from yolokd.columns import aligned
+from yolokd.text import aligned
 
 OURS = "`yolokd cfg`"
 TRAIN = f"all keys of {OURS} and every train argument of `yolo cfg`"

@@ -22,8 +22,8 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
         from yolokd import datasets, trust
         from yolokd.command import inputs
         from yolokd.config import KEYS
-        from yolokd.handover import remove_empty
-        from yolokd.messages import reason
+        from yolokd.saving.handover import remove_empty
+        from yolokd.text import reason
 
         known = host_keys()
         given = parse(words, {**known, trust.KEY: True})
@@ -91,7 +91,7 @@ def _new_folders(given: Mapping[str, Any], mode: str) -> list[list[Path]]:
     """Return the folders that the host may make for its output, by task, which it only knows from the model."""
     from ultralytics.cfg import get_save_dir
 
-    from yolokd.handover import missing_folders
+    from yolokd.saving.handover import missing_folders
 
     places = {key: given.get(key) for key in ("project", "name")} | {
         "exist_ok": bool(given.get("exist_ok")),

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import requires
 
-from yolokd.columns import aligned
 from yolokd.environment import PACKAGES, installed
+from yolokd.text import aligned
 
 SUPPORTED = {"ultralytics": ">=8.4.115,<9", "torch": ">=2.6"}  # the ranges in pyproject.toml
 IMAGE_SIZE = 320  # for the cost of a method

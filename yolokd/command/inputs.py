@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from yolokd.errors import UserError
-from yolokd.messages import reason
+from yolokd.text import reason
 
 ARCHITECTURES = {".yaml", ".yml"}
 
@@ -68,7 +68,7 @@ def _download(key: str, address: str) -> str:
     from ultralytics.utils.checks import check_file
 
     from yolokd.config import quiet
-    from yolokd.handover import missing_folders, remove_empty
+    from yolokd.saving.handover import missing_folders, remove_empty
 
     made = missing_folders(Path(SETTINGS["weights_dir"]))
     try:
@@ -174,7 +174,7 @@ def check_place(folder: Path, key: str, value: Any, example: str) -> None:
         value (Any): Its value.
         example (str): What may be given instead.
     """
-    from yolokd.handover import missing_folders, remove_empty
+    from yolokd.saving.handover import missing_folders, remove_empty
 
     above = next(path for path in (folder, *folder.parents) if path.exists())
     if not above.is_dir():

@@ -14,7 +14,7 @@ from yolokd.errors import DONE, INTERRUPTED, TERMINATED, UserError
 def run_train(words: list[str]) -> int:
     """Train a student, with every Ultralytics train argument and ours."""
     from yolokd import config, trust
-    from yolokd.defaults import complete
+    from yolokd.config.defaults import complete
 
     base = config.merged_base()
     given = parse(words, base)
@@ -28,10 +28,11 @@ def _look_and_train(overrides: dict[str, Any], base: dict[str, Any]) -> int:
     from ultralytics.cfg import TASK2DATA, get_cfg
     from ultralytics.utils import LOGGER
 
-    from yolokd import config, consistency, trust
+    from yolokd import config, trust
     from yolokd.command import inputs
-    from yolokd.messages import reason
+    from yolokd.config import consistency
     from yolokd.students.kinds import check_kind
+    from yolokd.text import reason
     from yolokd.unlabeled.sources import check_images
 
     resume = overrides.get("resume")
@@ -112,8 +113,8 @@ def load_model(path: str, task: str | None) -> Any:
 
     from yolokd import trust
     from yolokd.command.inputs import ARCHITECTURES
-    from yolokd.messages import reason
     from yolokd.students.kinds import kind_of
+    from yolokd.text import reason
 
     try:
         with trust.loading(what=f"model={path}", file=path):
@@ -129,9 +130,9 @@ def load_model(path: str, task: str | None) -> Any:
 def _train(model: Any, kind: str, overrides: dict[str, Any], folder: Path | None) -> int:
     """Run the training; `folder` is the run folder to come, which is taken away again where nothing was trained."""
     from yolokd.command.signals import Terminated, terminable
-    from yolokd.ending import resumable, way_on
-    from yolokd.handover import missing_folders
-    from yolokd.messages import reason
+    from yolokd.saving.ending import resumable, way_on
+    from yolokd.saving.handover import missing_folders
+    from yolokd.text import reason
     from yolokd.trainers import TRAINERS
 
     new = missing_folders(folder) if folder is not None else []
@@ -162,7 +163,7 @@ def _train(model: Any, kind: str, overrides: dict[str, Any], folder: Path | None
 
 def _tell_way_on(trainer: Any, error: Exception) -> None:
     """Say how a run that failed can go on, where an epoch of it was saved."""
-    from yolokd.ending import resumable, way_on
+    from yolokd.saving.ending import resumable, way_on
 
     if resumable(trainer) and not getattr(trainer, "complete", False):
         smaller = " batch=N, smaller than before" * ("out of memory" in str(error).lower())
@@ -171,7 +172,7 @@ def _tell_way_on(trainer: Any, error: Exception) -> None:
 
 def _discard(folder: Path | None, new: list[Path]) -> None:
     """Take a new run folder away again where it holds no weights, with the folders made for it."""
-    from yolokd.handover import remove_empty
+    from yolokd.saving.handover import remove_empty
 
     if new and folder is not None and not any(folder.rglob("*.pt")):
         shutil.rmtree(folder, ignore_errors=True)

@@ -27,8 +27,8 @@ from yolokd.compare.queue import Command, run_queue
 from yolokd.compare.result import CompareResult
 from yolokd.compare.state import State, check_folder, locked
 from yolokd.errors import UserError
-from yolokd.records import now, read_json, write_json
 from yolokd.results import from_compare
+from yolokd.saving.records import now, read_json, write_json
 
 # The keys of `yolokd compare` beside those of a training run, with their defaults.
 KEYS: dict[str, Any] = {
@@ -163,7 +163,7 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
 
     from yolokd import config, datasets
     from yolokd.command import inputs
-    from yolokd.handover import as_list
+    from yolokd.saving.handover import as_list
     from yolokd.students.kinds import check_detector
     from yolokd.teachers.teacher import load_teacher
 

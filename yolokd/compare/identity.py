@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.records import file_hash
+from yolokd.saving.records import file_hash
 
 NOT_IDENTITY = {"device", "plots", "verbose", "save_period", "kd_safe_load"}  # what a continued comparison may change
 

@@ -10,7 +10,7 @@ from typing import Any
 from yolokd.compare.identity import identify
 from yolokd.compare.state import Run
 from yolokd.errors import UserError
-from yolokd.records import SCHEMA, now, strict
+from yolokd.saving.records import SCHEMA, now, strict
 
 CONTROLS = ("none", "ultralytics")
 DEFAULT_METHODS = ("none", "ultralytics", "bckd")
@@ -163,9 +163,10 @@ def make_plan(
     from ultralytics.cfg import get_cfg
     from ultralytics.utils import LOGGER
 
-    from yolokd import config, consistency
+    from yolokd import config
+    from yolokd.config import consistency
     from yolokd.environment import environment
-    from yolokd.messages import reason
+    from yolokd.text import reason
 
     arguments = {"model": model, "data": data, **{k: v for k, v in train.items() if k != "device"}}
     described = []

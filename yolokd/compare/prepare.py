@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.records import write_json
+from yolokd.saving.records import write_json
 
 
 def prepare(root: Path, plan: Mapping[str, Any]) -> None:

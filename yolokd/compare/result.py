@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from yolokd.columns import aligned
 from yolokd.results import METRICS
+from yolokd.text import aligned
 
 COLUMNS = ("arm", "runs", *METRICS, "sd", "vs_none", "low", "high", "verdict", "gap_closed", "step_ratio", "peak_gb")
 POINTS = {*METRICS, "sd", "vs_none", "low", "high"}  # shown times 100

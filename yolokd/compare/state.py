@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from yolokd.errors import UserError
-from yolokd.records import SCHEMA, TRACEBACK_LINES, now, read_json, read_record, write_json
+from yolokd.saving.records import SCHEMA, TRACEBACK_LINES, now, read_json, read_record, write_json
 
 Status = Literal["pending", "training", "evaluating", "done", "failed"]
 

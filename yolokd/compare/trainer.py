@@ -12,9 +12,9 @@ import torch
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolokd.imagestream import StreamHash
+from yolokd.compare.imagestream import StreamHash
 from yolokd.memory import peak_bytes
-from yolokd.records import read_json, write_json
+from yolokd.saving.records import read_json, write_json
 from yolokd.trainers import DistillationTrainer
 
 MEASURES = "measures.json"

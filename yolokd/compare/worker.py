@@ -16,10 +16,10 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolokd import config
+from yolokd.compare.imagestream import StreamHash
 from yolokd.compare.queue import follow_parent
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer
-from yolokd.imagestream import StreamHash
-from yolokd.records import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
+from yolokd.saving.records import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
 from yolokd.trust import KEY, loading
 
 LOGS = {"worker.log", "progress.jsonl", "error.json"}  # what stays where a run begins anew

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from yolokd import config
-from yolokd.columns import aligned
 from yolokd.costs.moment import average
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio, seconds
 from yolokd.errors import UserError
 from yolokd.memory import peak_bytes
+from yolokd.text import aligned
 from yolokd.trust import KEY, loading
 
 PLAIN, BUILT_IN, OURS = "plain training", "built-in distillation", "this run, a step that distils"
@@ -207,8 +207,8 @@ def run_words(words: list[str]) -> int:
     from yolokd.command import inputs
     from yolokd.command.grammar import HOST_MISTAKES, parse
     from yolokd.errors import DONE
-    from yolokd.messages import reason
     from yolokd.teachers.teacher import load_teacher
+    from yolokd.text import reason
 
     base = config.merged_base()
     given = config.check(parse(words, base))

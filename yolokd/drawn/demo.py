@@ -91,7 +91,8 @@ def run_demo(
     Raises:
         UserError: If a value is out of range, or the folder holds other files in the demo's places.
     """
-    from yolokd import config, consistency
+    from yolokd import config
+    from yolokd.config import consistency
     from yolokd.drawn.drawing import Drawing
     from yolokd.drawn.picture import draw_picture
     from yolokd.drawn.shapes import draw_dataset

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.columns import aligned
 from yolokd.compare.result import Table
 from yolokd.errors import UserError
 from yolokd.results import METRICS
+from yolokd.text import aligned
 
 MODELS = ("model", "teacher", "baseline")
 
@@ -68,10 +68,10 @@ def run_words(words: list[str]) -> int:
     from yolokd.command import inputs
     from yolokd.command.grammar import HOST_MISTAKES, parse
     from yolokd.config import unknown_key
-    from yolokd.consistency import check_device
+    from yolokd.config.consistency import check_device
     from yolokd.errors import DONE
     from yolokd.evaluation.asteacher import KEYS
-    from yolokd.messages import reason
+    from yolokd.text import reason
 
     known = {**DEFAULT_CFG_DICT, "teacher": None, "baseline": None, trust.KEY: True, **dict.fromkeys(KEYS)}
     given = parse(words, known)

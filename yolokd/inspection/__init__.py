@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolokd import config, consistency
+from yolokd import config
 from yolokd.command import inputs
+from yolokd.config import consistency
 from yolokd.errors import UserError
 from yolokd.inspection.drawing import draw
 from yolokd.inspection.scene import Scene, look
 from yolokd.inspection.sheet import Array, Sheet
 from yolokd.inspection.views import PANELS, common_panels, level_notes, method_notes, rankings, region_views
-from yolokd.messages import reason
 from yolokd.rng import preserved_rng
+from yolokd.text import reason
 from yolokd.trust import KEY, loading
 
 HOST_KEYS = ("model", "source", "imgsz", "name", "project", "exist_ok", "device", "seed", "conf", "rect")

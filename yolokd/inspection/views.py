@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torchvision.ops import batched_nms
 
-from yolokd.adapters import standardize
-from yolokd.anchors import selected_anchors
-from yolokd.attention import log_attentions, spatial_attention
-from yolokd.binary import binary_distillation
 from yolokd.inspection.scene import Scene
 from yolokd.inspection.sheet import Array, Panel, Ranking, Regions
 from yolokd.losses.base import DistillLoss
 from yolokd.losses.dfmsd import gap
 from yolokd.losses.mgd import random_mask
 from yolokd.losses.pcd import block_sizes, grouped_divergence, ranking
-from yolokd.regions import as_rois, rows_by_level
+from yolokd.ops.adapters import standardize
+from yolokd.ops.anchors import selected_anchors
+from yolokd.ops.attention import log_attentions, spatial_attention
+from yolokd.ops.binary import binary_distillation
+from yolokd.ops.regions import as_rois, rows_by_level
 
 # Ranked classes: anchors per level, IoU above which two are one object, least weight that is worth a look.
 STRONGEST, SAME_OBJECT, LEAST = 3, 0.5, 0.05

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 import torch
 
-from yolokd.adapters import as_float
-from yolokd.anchors import overlap_distance
-from yolokd.binary import binary_distillation
 from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import as_float
+from yolokd.ops.anchors import overlap_distance
+from yolokd.ops.binary import binary_distillation
 from yolokd.taps import Pair, Taps, Targets
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-from yolokd.adapters import as_float, standardize
 from yolokd.losses.base import DistillLoss
-from yolokd.pooling import pool
-from yolokd.regions import Proposer, as_rois, filled, rows_by_level, split_by_level
+from yolokd.ops.adapters import as_float, standardize
+from yolokd.ops.pooling import pool
+from yolokd.ops.regions import Proposer, as_rois, filled, rows_by_level, split_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 

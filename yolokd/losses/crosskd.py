@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 import torch
 
-from yolokd.adapters import Adapters, as_float, standardize
-from yolokd.anchors import bin_divergence, confidence, overlap_distance, weighted_mean
-from yolokd.binary import binary_distillation
 from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import Adapters, as_float, standardize
+from yolokd.ops.anchors import bin_divergence, confidence, overlap_distance, weighted_mean
+from yolokd.ops.binary import binary_distillation
 from yolokd.taps import Pair, Taps, Targets
 
 

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from yolokd.anchors import bin_divergence, confidence, weighted_mean
 from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.anchors import bin_divergence, confidence, weighted_mean
 from yolokd.taps import Pair, Taps, Targets
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolokd.adapters import Adapters, Generator, as_float, standardize
-from yolokd.attention import RandomSource
-from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import Adapters, Generator, as_float, standardize
+from yolokd.ops.attention import RandomSource
+from yolokd.ops.eager import eager
 from yolokd.taps import Pair, Taps, Targets
 
 Block = Callable[[torch.Tensor], torch.Tensor]

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional as F
 
-from yolokd.adapters import as_float
-from yolokd.anchors import selected_anchors, weighted_mean
-from yolokd.binary import binary_distillation
 from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import as_float
+from yolokd.ops.anchors import selected_anchors, weighted_mean
+from yolokd.ops.binary import binary_distillation
 from yolokd.taps import Pair, Taps, Targets
 
 

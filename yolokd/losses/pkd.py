@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from yolokd.adapters import Adapters, standardize
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import Adapters, standardize
 from yolokd.taps import Pair, Taps, Targets
 
 

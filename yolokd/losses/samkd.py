@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolokd.adapters import Adapters, Generator, as_float, standardize
-from yolokd.attention import cell_mask, cell_mean, keep_grids, log_attentions, quantile_mask
-from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import Adapters, Generator, as_float, standardize
+from yolokd.ops.attention import cell_mask, cell_mean, keep_grids, log_attentions, quantile_mask
+from yolokd.ops.eager import eager
 from yolokd.taps import Pair, Taps, Targets
 
 Weight = Literal["soft", "binary"]

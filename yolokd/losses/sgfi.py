@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from yolokd.adapters import Adapters, as_float, standardize
-from yolokd.eager import eager
 from yolokd.losses.base import DistillLoss
-from yolokd.pooling import pool
-from yolokd.regions import Proposer, as_rois, filled, rows_by_level
+from yolokd.ops.adapters import Adapters, as_float, standardize
+from yolokd.ops.eager import eager
+from yolokd.ops.pooling import pool
+from yolokd.ops.regions import Proposer, as_rois, filled, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 Match = Literal["soft", "same"]

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from yolokd.adapters import as_float
-from yolokd.anchors import selected_anchors, weighted_mean
 from yolokd.errors import UserError
 from yolokd.losses.base import DistillLoss
+from yolokd.ops.adapters import as_float
+from yolokd.ops.anchors import selected_anchors, weighted_mean
 from yolokd.taps import Pair, Taps, Targets
 
 

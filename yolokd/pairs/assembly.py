@@ -16,11 +16,11 @@ from yolokd.pairs.link import Link, is_resampled
 from yolokd.pairs.pairing import check_grid, link
 from yolokd.pairs.suitability import check, reads, student_head, teacher_head
 from yolokd.rng import preserved_rng
-from yolokd.schedule import Schedule, Stages
 from yolokd.taps import Pair
 from yolokd.teachers.images import sight_of
 from yolokd.teachers.neck import input_channels, neck_channels
 from yolokd.teachers.teacher import Teacher
+from yolokd.terms.schedule import Schedule, Stages
 
 LOGGER = logging.getLogger("ultralytics")
 BOXES = {"overlap", "bins", "tower", "hull"}  # what methods read of a teacher that is made of its box layers

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from yolokd.columns import aligned
 from yolokd.losses import LOSSES
 from yolokd.pairs.suitability import Head, Refusal, parts_of, refusals
+from yolokd.text import aligned
 
 PLAIN, BINLESS = Head(), Head(reg_max=1)
 ROTATED, ROTATED_BINLESS = Head(rotated=True), Head(rotated=True, reg_max=1)

@@ -10,8 +10,8 @@ from typing import Any
 
 from yolokd import trust
 from yolokd.errors import UserError
-from yolokd.records import SCHEMA, write_json
 from yolokd.report import traces, view, words
+from yolokd.saving.records import SCHEMA, write_json
 
 NAME = "results.json"
 

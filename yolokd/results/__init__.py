@@ -11,8 +11,8 @@ from typing import Any
 
 from yolokd.evaluation.bootstrap import Bootstrap
 from yolokd.evaluation.statistics import adjust, gap_closed, paired, verdict_sentence
-from yolokd.records import SCHEMA, now, read_json, read_record, strict
 from yolokd.results.run import compared_run
+from yolokd.saving.records import SCHEMA, now, read_json, read_record, strict
 
 PREDICTIONS = "predictions.json.gz"
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")

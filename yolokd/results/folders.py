@@ -12,9 +12,9 @@ import yaml
 
 from yolokd.config import KEYS
 from yolokd.errors import UserError
-from yolokd.records import file_hash, now, read_json, write_json
 from yolokd.results import PREDICTIONS, WEIGHTS, data_summary
 from yolokd.results.run import RECORDED, curves, empty_run
+from yolokd.saving.records import file_hash, now, read_json, write_json
 from yolokd.trust import KEY as TRUST
 
 # What two runs of a pair may differ in: where and how they ran, and what the comparison is about.
@@ -39,7 +39,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     from yolokd.command.grammar import HOST_MISTAKES
     from yolokd.environment import environment
     from yolokd.evaluation.evaluate import coco_ground_truth
-    from yolokd.messages import reason
+    from yolokd.text import reason
 
     paths = [path for folder in folders for path in _expand(folder.resolve())]
     paths = list(dict.fromkeys(paths))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.records import read_record
+from yolokd.saving.records import read_record
 
 RECORDED = (
     "metrics", "wall_s", "step_s", "peak_bytes", "stream_hash", "batches", "initial_hash", "epochs_done", "resumed",

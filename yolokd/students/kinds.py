@@ -27,7 +27,7 @@ def kind_of(model: Any) -> str:
     """
     from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
 
-    from yolokd.messages import reason
+    from yolokd.text import reason
     from yolokd.trust import loading
 
     loaded = model

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from yolokd.assignment import Assignment
 from yolokd.outputs import Output
-from yolokd.task import Task, corners
+from yolokd.task import Assignment, Task, corners
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from yolokd.anchors import confidence
+from yolokd.ops.anchors import confidence
 from yolokd.taps import Taps, Targets
 
 

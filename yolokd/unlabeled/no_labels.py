@@ -11,8 +11,8 @@ from ultralytics.utils import YAML
 
 from yolokd.datasets import images, labelled
 from yolokd.errors import UserError
-from yolokd.messages import reason
 from yolokd.pairs.classes import fold, match_classes
+from yolokd.text import reason
 from yolokd.unlabeled.sources import files, train_split
 
 FILE = "data.yaml"

@@ -9,7 +9,7 @@ from typing import Any
 
 from yolokd.datasets import dataset, images
 from yolokd.errors import UserError
-from yolokd.messages import reason
+from yolokd.text import reason
 
 REST = "rest"
 DESCRIPTIONS = {".yaml", ".yml"}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yolokd.config.mappings import read_mapping
 from yolokd.errors import UserError
-from yolokd.mappings import read_mapping
 
 SCALARS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
 MAPPING = "a mapping of names (with its braces in quotes) or a YAML file of one"

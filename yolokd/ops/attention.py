@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from yolokd.adapters import as_float
+from yolokd.ops.adapters import as_float
 
 Direction = Literal["high", "low", "random"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from yolokd.errors import UserError
-from yolokd.files import save_whole
+from yolokd.saving.files import save_whole
 from yolokd.trust import refused
 
 LOGGER = logging.getLogger("ultralytics")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from yolokd.adapters import as_float
+from yolokd.ops.adapters import as_float
 
 
 def confidence(logits: torch.Tensor) -> torch.Tensor:

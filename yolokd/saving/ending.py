@@ -11,8 +11,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
-from yolokd.files import clear_partial, final_names, whole_checkpoints
-from yolokd.handover import discard_run
+from yolokd.saving.files import clear_partial, final_names, whole_checkpoints
+from yolokd.saving.handover import discard_run
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer

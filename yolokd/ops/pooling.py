@@ -6,7 +6,7 @@ import torch
 import torchvision.ops  # noqa: F401, registers the operator
 from torch.nn import functional as F
 
-from yolokd.adapters import as_float
+from yolokd.ops.adapters import as_float
 
 
 def pool(feature: torch.Tensor, stride: int, rois: torch.Tensor, size: int = 7, samples: int = 2) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from yolokd.config.keys import Key
 from yolokd.errors import UserError
-from yolokd.keys import Key
 
 
 def _folder() -> Path:
@@ -22,7 +22,7 @@ def _folder() -> Path:
     try:
         return Path(str(files("yolokd.cfg")))
     except ModuleNotFoundError:  # run from a checkout that is not installed
-        return Path(__file__).parent.parent / "cfg"
+        return Path(__file__).parents[2] / "cfg"
 
 
 FOLDER = _folder()

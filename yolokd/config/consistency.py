@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from yolokd.config import KEYS, methods, teachers, terms
+from yolokd.config.label_keys import check_label_keys
 from yolokd.errors import UserError
-from yolokd.schedule import Stages
-from yolokd.unlabeled.label_keys import check_label_keys
+from yolokd.terms.schedule import Stages
 
 
 def validate(args: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from yolokd.adapters import as_float
+from yolokd.ops.adapters import as_float
 
 
 def binary_distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, beta: float = 1.0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from ultralytics.utils import RANK
 
 from yolokd.errors import UserError
-from yolokd.files import save_whole
+from yolokd.saving.files import save_whole
 
 FOLDER_PREFIX = "yolokd-teacher-"  # a launcher leaves teacher objects in such a folder for its DDP workers
 WRITTEN_FIRST = re.compile(r"args\.yaml|data\.yaml|labels\.jpg|teacher\d*\.pt")  # before anything is trained

@@ -1,0 +1,1 @@
+"""Operations that methods share: adapters, anchors, attention, regions."""
