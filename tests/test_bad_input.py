@@ -18,7 +18,7 @@ from tests.bad_files import OBJECT, bad_files, dataset, spoil
 from tests.test_config import OUT_OF_RANGE, WRONG_TYPE
 from tests.tiny import rows
 from yolokd import LOSSES, DistillationTrainer, UserError, cli, config, recipe
-from yolokd.command.inputs import check_place
+from yolokd.config.inputs import check_place
 from yolokd.losses import build
 from yolokd.taps import Pair
 

@@ -17,10 +17,10 @@ import yaml
 
 from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, __version__, cli, config
-from yolokd.command import inputs
 from yolokd.command.help import GUIDES, help_text
 from yolokd.command.hosted import tell_other_numbers
 from yolokd.compare import compare
+from yolokd.config import inputs
 from yolokd.drawn.demo import run_demo
 from yolokd.environment import installed
 from yolokd.inspection import inspect as inspect_image

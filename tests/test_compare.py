@@ -20,6 +20,7 @@ from ultralytics.utils import YAML
 from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, cli, config
 from yolokd.command.grammar import parse
+from yolokd.command.val import side_by_side
 from yolokd.compare import KEYS, _command, _inputs, _worker, compare
 from yolokd.compare import worker as compare_worker
 from yolokd.compare.identity import data_hash, differing, identify
@@ -31,7 +32,6 @@ from yolokd.compare.trainer import MEASURES, MeasuringTrainer, model_hash
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.evaluation import evaluate as evaluation
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
-from yolokd.evaluation.sidebyside import side_by_side
 from yolokd.results import PREDICTIONS
 from yolokd.saving.records import read_json, write_json
 

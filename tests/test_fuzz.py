@@ -116,6 +116,7 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     from ultralytics.engine.model import Model
     from ultralytics.utils import LOGGER, SETTINGS
 
+    import yolokd.command.profile
     import yolokd.compare
     import yolokd.costs.profiling
     import yolokd.drawn.shapes
@@ -147,7 +148,7 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         patch.setattr(host, "entrypoint", end("host"))
         patch.setattr(yolokd.compare, "run_queue", end("compare"))
         patch.setattr(yolokd.costs.profiling, "profile", end("profile"))
-        patch.setattr(yolokd.costs.profiling, "drawn", end("profile"))
+        patch.setattr(yolokd.command.profile, "drawn", end("profile"))
         patch.setattr(yolokd.inspection, "look", end("inspect"))
         patch.setattr(yolokd.evaluation.evaluate, "evaluate", end("val"))
         patch.setattr(yolokd.drawn.shapes, "draw_dataset", end("demo"))

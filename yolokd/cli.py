@@ -37,8 +37,7 @@ def run_export(words: list[str]) -> int:
     from ultralytics.utils import LOGGER
 
     from yolokd import trust
-    from yolokd.command import inputs
-    from yolokd.config import KEYS
+    from yolokd.config import KEYS, inputs
     from yolokd.export import export_and_check
     from yolokd.export.parity import not_checked
     from yolokd.text import reason
@@ -103,7 +102,7 @@ def run_inspect(words: list[str]) -> int:
 def run_val(words: list[str]) -> int:
     """Validate as `yolo val`; with a teacher or a baseline, several models side by side."""
     if any(word.removeprefix("--").split("=")[0].strip() in {"teacher", "baseline"} for word in words):
-        from yolokd.evaluation.sidebyside import run_words
+        from yolokd.command.val import run_words
 
         return run_words(words)
     return hand_over("val")(words)
@@ -118,7 +117,7 @@ def run_compare(words: list[str]) -> int:
 
 def run_profile(words: list[str]) -> int:
     """Say where the time of a training step goes."""
-    from yolokd.costs.profiling import run_words
+    from yolokd.command.profile import run_words
 
     return run_words(words)
 

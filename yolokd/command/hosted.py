@@ -20,8 +20,7 @@ def hand_over(mode: str) -> Callable[[list[str]], int]:
         import ultralytics.cfg as host
 
         from yolokd import datasets, trust
-        from yolokd.command import inputs
-        from yolokd.config import KEYS
+        from yolokd.config import KEYS, inputs
         from yolokd.saving.handover import remove_empty
         from yolokd.text import reason
 

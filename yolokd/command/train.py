@@ -29,8 +29,7 @@ def _look_and_train(overrides: dict[str, Any], base: dict[str, Any]) -> int:
     from ultralytics.utils import LOGGER
 
     from yolokd import config, trust
-    from yolokd.command import inputs
-    from yolokd.config import consistency
+    from yolokd.config import consistency, inputs
     from yolokd.students.kinds import check_kind
     from yolokd.text import reason
     from yolokd.unlabeled.sources import check_images
@@ -96,7 +95,7 @@ def _prepare_resume(overrides: dict[str, Any]) -> None:
 def _check_teachers(overrides: dict[str, Any]) -> None:
     """Find the teachers' files, and load each once to see that it can teach."""
     from yolokd import config
-    from yolokd.command import inputs
+    from yolokd.config import inputs
     from yolokd.teachers.teacher import load_teacher
 
     if overrides.get("teacher") is None or not config.methods(overrides.get("method", config.DEFAULTS["method"])):
@@ -112,7 +111,7 @@ def load_model(path: str, task: str | None) -> Any:
     from ultralytics import RTDETR, YOLO
 
     from yolokd import trust
-    from yolokd.command.inputs import ARCHITECTURES
+    from yolokd.config.inputs import ARCHITECTURES
     from yolokd.students.kinds import kind_of
     from yolokd.text import reason
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from yolokd import trust
-from yolokd.command.inputs import check_place
 from yolokd.compare.identity import differing
 from yolokd.compare.plan import (
     DEFAULT_METHODS,
@@ -26,6 +25,7 @@ from yolokd.compare.prepare import prepare, scan_labels
 from yolokd.compare.queue import Command, run_queue
 from yolokd.compare.result import CompareResult
 from yolokd.compare.state import State, check_folder, locked
+from yolokd.config.inputs import check_place
 from yolokd.errors import UserError
 from yolokd.results import from_compare
 from yolokd.saving.records import now, read_json, write_json
@@ -162,7 +162,7 @@ def _inputs(model: Any, teacher: Any, data: Any, split: str, arms: Sequence[str]
     from ultralytics.utils.downloads import attempt_download_asset
 
     from yolokd import config, datasets
-    from yolokd.command import inputs
+    from yolokd.config import inputs
     from yolokd.saving.handover import as_list
     from yolokd.students.kinds import check_detector
     from yolokd.teachers.teacher import load_teacher

@@ -1,4 +1,4 @@
-"""`yolokd profile`: where the time of a training step goes, beside plain training and the built-in distillation."""
+"""Where the time of a training step goes, beside plain training and the built-in distillation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,10 +17,9 @@ from yolokd import config
 from yolokd.costs.moment import average
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio, seconds
-from yolokd.errors import UserError
 from yolokd.memory import peak_bytes
 from yolokd.text import aligned
-from yolokd.trust import KEY, loading
+from yolokd.trust import KEY
 
 PLAIN, BUILT_IN, OURS = "plain training", "built-in distillation", "this run, a step that distils"
 REST, MEAN = "this run, a step that kd_every leaves out", "this run, a step on average"
@@ -199,58 +197,3 @@ def text(result: Mapping[str, Any]) -> str:
     return (
         f"{aligned(rows)}\n\n{aligned(arms)}\n\nmedians on {result['device']}; the steps of the second table took turns"
     )
-
-
-def run_words(words: list[str]) -> int:
-    """Run `yolokd profile` with its words and return the exit code."""
-    from yolokd import datasets
-    from yolokd.command import inputs
-    from yolokd.command.grammar import HOST_MISTAKES, parse
-    from yolokd.errors import DONE
-    from yolokd.teachers.teacher import load_teacher
-    from yolokd.text import reason
-
-    base = config.merged_base()
-    given = config.check(parse(words, base))
-    for key in ("model", "teacher"):
-        if given.get(key) is None:
-            raise UserError(f"profile needs {key}=, e.g. yolokd profile model=yolov8n.pt teacher=yolov8s.pt")
-    given.pop("mode", None)
-    given["model"] = inputs.weights("model", given["model"], trained=False)
-    found = [inputs.weights("teacher", item) for item in config.teachers(given["teacher"])]
-    given["teacher"] = found if isinstance(given["teacher"], list) else found[0]
-    if not config.terms(given.get("method", config.DEFAULTS["method"])):
-        raise UserError(
-            f"method={given['method']} has no steps of its own; plain training and the built-in are always measured, "
-            f"so name another, e.g. method=dfmsd"
-        )
-    with tempfile.TemporaryDirectory(prefix="yolokd-profile-data-") as folder, loading(given.get(KEY, True)):
-        for item in found:
-            load_teacher(item)
-        if given.get("data") is None:
-            given["data"] = str(drawn(Path(folder), found[0], int(given.get("imgsz") or 640), given.get("batch")))
-        datasets.dataset(given["data"])
-        try:
-            with config.quiet():
-                result = profile(given)
-        except UserError:
-            raise
-        except HOST_MISTAKES as error:
-            raise UserError(reason(error, lines=2)) from error
-    print(text(result))
-    return DONE
-
-
-def drawn(folder: Path, teacher: str, imgsz: int, batch: Any) -> Path:
-    """Draw a small dataset under the names of a teacher's classes, for timing alone, and return its YAML."""
-    from ultralytics.nn.tasks import load_checkpoint
-    from ultralytics.utils import YAML
-
-    from yolokd.drawn.shapes import draw_dataset
-
-    with loading(what=f"teacher={teacher}", file=teacher):
-        names = {int(index): str(name) for index, name in load_checkpoint(teacher)[0].names.items()}
-    count = max(int(batch), 1) if isinstance(batch, (int, float)) and batch >= 1 else 16
-    path = draw_dataset(folder / "drawn", images=(count, 2), imgsz=imgsz, classes=min(len(names), 12))
-    YAML.save(path, {**YAML.load(path), "names": names, "nc": len(names)})
-    return path

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from yolokd import config
-from yolokd.command import inputs
-from yolokd.config import consistency
+from yolokd.config import consistency, inputs
 from yolokd.errors import UserError
 from yolokd.inspection.drawing import draw
 from yolokd.inspection.scene import Scene, look

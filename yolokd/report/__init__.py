@@ -78,7 +78,7 @@ def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path
     Raises:
         UserError: If a folder holds no finished run, or the runs cannot be compared.
     """
-    from yolokd.command.inputs import check_place
+    from yolokd.config.inputs import check_place
     from yolokd.results import from_runs
 
     folders = [Path(folder) for folder in run_folders]

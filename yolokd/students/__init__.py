@@ -1,1 +1,1 @@
-"""Students of other kinds than YOLO detectors from their YAML: kinds, pruned models, RT-DETR."""
+"""Where students start, and those of other kinds than YOLO detectors from their YAML: pruned models, RT-DETR."""

@@ -65,9 +65,8 @@ def run_words(words: list[str]) -> int:
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     from yolokd import datasets, trust
-    from yolokd.command import inputs
     from yolokd.command.grammar import HOST_MISTAKES, parse
-    from yolokd.config import unknown_key
+    from yolokd.config import inputs, unknown_key
     from yolokd.config.consistency import check_device
     from yolokd.errors import DONE
     from yolokd.evaluation.asteacher import KEYS
