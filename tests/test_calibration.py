@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import tiny_batch, tiny_criterion
 from yolokd.outputs import read_output
-from yolokd.terms.calibration import BATCHES, GainCalibration, gradient_norm
+from yolokd.terms.calibration import BATCHES, MOST, GainCalibration, gradient_norm
 
 
 def neck() -> list[torch.Tensor]:
@@ -128,6 +128,23 @@ def test_a_window_waits_for_the_unit_that_was_skipped() -> None:
         measure(calibration, task=200.0, pkd=1.0, cwd=1.0)
     assert calibration.gains["cwd"] == held
     assert not calibration.wants(warmed_up=False)
+
+
+@pytest.mark.parametrize(("usable", "gain"), [(0, 0.0), (3, 0.6)])
+def test_a_window_does_not_wait_for_ever(usable: int, gain: float, said: list[str]) -> None:
+    calibration = GainCalibration({"pkd": 0.3, "cwd": 0.3})
+    for step in range(MOST):
+        assert calibration.wants(warmed_up=False)
+        measure(calibration, task=2.0, pkd=float(step < usable), cwd=1.0)
+    assert not calibration.wants(warmed_up=False)
+    assert calibration.gains == {"pkd": pytest.approx(gain), "cwd": pytest.approx(0.6)}
+    (message,) = [message for message in said if "uncertain" in message]
+    assert f"pkd had a gradient at the neck in {usable} of {MOST} batches alone" in message
+    for step in range(MOST):
+        assert calibration.wants(warmed_up=True)
+        measure(calibration, task=4.0, pkd=float(step >= MOST - 2), cwd=1.0)
+    assert not calibration.wants(warmed_up=True)
+    assert calibration.gains == {"pkd": pytest.approx(1.2), "cwd": pytest.approx(1.2)}
 
 
 def test_state_goes_on_in_the_middle_of_a_window() -> None:

@@ -75,6 +75,15 @@ def test_decoded_boxes_are_the_hosts_own(family: str) -> None:
     assert torch.allclose(taps.logits.sigmoid(), decoded[:, 4:].transpose(1, 2), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_boxes_are_decoded_in_float32_under_autocast_too(dtype: torch.dtype) -> None:
+    model = tiny_model("yolov8n").train()
+    taps = whole(model).taps(read_output(model(tiny_batch()["img"])), "one2many")
+    expected = taps.decoded()
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(taps.decoded(), expected)
+
+
 def test_decoded_boxes_of_the_one_to_one_branch_are_the_hosts_own() -> None:
     model = tiny_model("yolo26n")
     model.end2end = True

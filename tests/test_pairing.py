@@ -309,15 +309,19 @@ def test_the_teachers_head_runs_only_where_a_method_reads_it(method: str, head: 
 
 
 @pytest.mark.parametrize(
-    ("method", "student", "expected"),
+    ("method", "student", "keys", "expected"),
     [
-        ("dfmsd", "yolo26n", ()),
-        ("pcd", "yolo26n", ("one2many", "one2one")),
-        ("pcd", "yolov8n", ("one2many",)),
+        ("dfmsd", "yolo26n", {}, ()),
+        ("pcd", "yolo26n", {}, ("one2many",)),
+        ("pcd", "yolo26n", {"kd_names": ["a"]}, ("one2many", "one2one")),
+        ("bckd", "yolo26n", {"kd_unlabeled": "rest"}, ("one2many", "one2one")),
+        ("pcd", "yolov8n", {"kd_names": ["a"]}, ("one2many",)),
     ],
 )
-def test_the_teachers_branches_are_those_that_are_read(method: str, student: str, expected: tuple[str, ...]) -> None:
-    _, criterion = tiny_criterion(method, student, "yolo26n")
+def test_the_teachers_branches_are_those_that_are_read(
+    method: str, student: str, keys: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    _, criterion = tiny_criterion(method, student, "yolo26n", **keys)
     assert criterion.links[0].teacher.branches == expected
 
 

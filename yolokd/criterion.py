@@ -195,11 +195,11 @@ class DistillationLoss(nn.Module):
         """Return each unit's method, its weighted sum over teachers and branches, and the sum of the weights."""
         acting = self.stages.acting(self.stage)
         whole = self.task.labeled(batch) == len(batch["img"])
+        branches = self.task.branches[:1] if whole else self.task.branches  # see `Link.sides`
         taps, sound = {}, {}
         for index in acting:
             link = self.links[index]
             teacher, sound[index] = finite_output(link.teacher(batch["img"]))
-            branches = [name for name in self.task.branches if link.teaches(name) or not whole]
             taps[index] = {branch: self.pair(link, student, teacher, branch, batch) for branch in branches}
         shares: Sequence[Any] = [1 / len(acting)] * len(acting)
         if self.by_confidence and len(acting) > 1:

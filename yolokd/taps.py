@@ -71,7 +71,8 @@ class Taps:
         distances = self.boxes.float()
         if channels > 4:  # a distribution over R bins per side: its expectation
             bins = torch.arange(channels // 4, device=distances.device, dtype=torch.float32)
-            distances = distances.view(batch, count, 4, -1).softmax(-1) @ bins  # (B, A, 4, R) -> (B, A, 4)
+            shares = distances.view(batch, count, 4, -1).softmax(-1)  # (B, A, 4, R)
+            distances = (shares * bins).sum(-1)  # (B, A, 4); autocast would run a product of matrices in half precision
         centres, strides = self.anchors()
         left_top, right_bottom = (distances * strides).chunk(2, dim=-1)
         if self.angles is not None:

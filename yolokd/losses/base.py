@@ -20,8 +20,8 @@ class DistillLoss(nn.Module):
     Attributes:
         name (str): The method's name in keys, columns, recipe and file name.
         paper (str): Authors, year and arXiv id.
-        signal (str): What is distilled: `features`, `logits` or `regions`. Logit methods run on both branches of a
-            two-branch head (see `Link.teaches`) and need matching classes; the others run on the one-to-many branch.
+        signal (str): What is distilled: `features`, `logits` or `regions`. Logit methods need matching classes. Of a
+            two-branch head the one-to-many branch is distilled; on images without labels logit methods run on both.
         part_names (tuple[str, ...]): Names of the parts; empty for a method of one part.
         needs_logits (bool): Whether `Taps.logits` of the teacher is read.
         needs_boxes (bool): Whether `Taps.boxes` of the teacher is read.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+SCALE = 1024.0  # a power of 2, so that nothing is rounded
+
 
 class _Stored(torch.autograd.Function):
     """A scalar whose gradients are known already."""
@@ -36,7 +38,8 @@ def eager(
     are those of the term itself; second derivatives are refused.
 
     Where nothing is differentiated the term is merely computed; so it is with inputs in float16, whose gradients need
-    the loss scaling that comes with the whole loss.
+    the loss scaling that comes with the whole loss. What autocast runs in float16 within a term of float32 inputs has a
+    scaling of its own: the gradient of a mean over a large map is less than float16 can tell from 0.
 
     Args:
         term (Callable[..., torch.Tensor]): From the inputs to a scalar.
@@ -53,7 +56,7 @@ def eager(
     value = term(*own)
     leaves = [tensor for tensor in own if tensor.requires_grad]
     leaves += wanted[len(leaves) :]
-    found = torch.autograd.grad(value, leaves, allow_unused=True)
-    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found)]
+    found = torch.autograd.grad(value * SCALE, leaves, allow_unused=True)
+    grads = [torch.zeros_like(leaf) if grad is None else grad / SCALE for leaf, grad in zip(leaves, found)]
     stored: torch.Tensor = _Stored.apply(value.detach(), *wanted, *grads)
     return stored

@@ -83,15 +83,6 @@ def build_criterion(
         wanted, read_boxes = _wanted(model, teacher, methods, args)
         read = [branch for branch in teacher.branches if branch in wanted]
         teacher.prepare(device, read, args.kd_teacher_dtype, boxes or read_boxes, args.kd_compile)
-    if (
-        not all(joined.teaches("one2one") for joined in links)
-        and _two_branches(model)
-        and _class_methods(methods, args)
-    ):
-        LOGGER.info(
-            "distillation: the student predicts by its one-to-one branch, and a teacher has none: where there are "
-            "labels, logits are distilled in the one-to-many branch alone (a teacher such as YOLO26 teaches both)"
-        )
     points = args.dfmsd_stages if "dfmsd" in methods else []
     criterion = DistillationLoss(
         base=model.init_criterion(),
@@ -173,16 +164,14 @@ def _two_branches(model: Any) -> bool:
 
 def _wanted(model: Any, teacher: Teacher, methods: Sequence[str], args: Any) -> tuple[set[str], bool]:
     """Return the teacher's head branches that are read, and whether their boxes are."""
-    two_branches = _two_branches(model)
     readers = _class_methods(methods, args)
+    without_labels = bool(args.kd_unlabeled or args.kd_names)  # where a one-to-one branch is taught
     if args.kd_unlabeled and teacher.dense:  # its detections are the objects there
         readers += [name for name in methods if LOSSES[name].signal == "regions"]
-    branches = {
-        branch
-        for name in readers
-        for branch in (("one2many", "one2one") if two_branches and LOSSES[name].signal == "logits" else ("one2many",))
-    }
+    branches = {"one2many"} if readers else set()
+    if without_labels and _two_branches(model) and any(LOSSES[name].signal == "logits" for name in readers):
+        branches.add("one2one")
     if args.kd_teacher_weights == "confidence":
         branches.add("one2many")
-    boxes = bool(args.kd_unlabeled or args.kd_names) or any(BOXES & reads(name, vars(args)) for name in methods)
+    boxes = without_labels or any(BOXES & reads(name, vars(args)) for name in methods)
     return {teacher.branch_for(branch) for branch in branches}, boxes

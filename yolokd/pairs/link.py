@@ -35,14 +35,6 @@ class Link:
         own = self.student_view.taps(student, branch if student.branches else None)
         return own, onto_grid(self.teacher_view.taps(teacher, other, towers), own)
 
-    def teaches(self, branch: str) -> bool:
-        """Return whether the teacher has a like of a student's branch, or what may stand for it.
-
-        A one-to-many branch answers at many anchors of an object. A one-to-one branch that imitates it learns to
-        predict an object several times, and nothing suppresses them.
-        """
-        return branch != "one2one" or branch in self.teacher.branches
-
     def sides(
         self,
         student: Output,
@@ -54,8 +46,10 @@ class Link:
     ) -> tuple[Taps, Taps, Targets]:
         """Return the taps of both sides and the targets for one branch of the student.
 
-        A one-to-one branch whose teacher has none is taught on images without labels alone, where nothing else teaches
-        it: there the teacher's logits are thinned to one anchor per object.
+        A one-to-one branch is taught on images without labels alone, where nothing else teaches it. With labels the
+        task gives each object to one anchor, and a teacher that would take another makes two of it, which nothing
+        suppresses (docs/results.md). Logits of a teacher without such a branch, which answers at many anchors of an
+        object, are thinned to one.
 
         Args:
             student (Output): The student's raw output.
@@ -66,17 +60,18 @@ class Link:
             confidence (float): Teacher's probability from which an anchor of an image without labels is an object's.
         """
         own, other = self.taps(student, teacher, branch)
-        labeled, parts, teaches = task.labeled(batch), [], self.teaches(branch)
-        if labeled and teaches:
+        labeled, one_each, parts = task.labeled(batch), branch == "one2one", []
+        if labeled and not one_each:
             parts.append(self.targets(task.targets(batch, branch, own.image_size), student))
         if labeled < len(batch["img"]):
-            classes, one_each = self.student_view.classes, branch == "one2one"
-            parts.append(pseudo_targets(other, labeled, confidence, classes, one_each))
+            parts.append(pseudo_targets(other, labeled, confidence, self.student_view.classes, one_each))
             task.detected[branch] = parts[-1]
-        if teaches:
+        if not one_each:
             return own, other, joined(parts)
         (found,) = parts
-        own, other = own.since(labeled), thinned(other.since(labeled), found.positives)
+        own, other = own.since(labeled), other.since(labeled)
+        if branch not in self.teacher.branches:
+            other = thinned(other, found.positives)
         return own, other, replace(found, image_index=found.image_index - labeled)
 
     def targets(self, targets: Targets, student: Output) -> Targets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 LOGGER = logging.getLogger("ultralytics")
 BATCHES = 8
+MOST = 64  # batches that are looked at for a unit which has no gradient in most of them
 GRADIENT_SCALE = 1024.0  # keeps small half-precision gradients above the underflow
 ROUNDING = 1e-6  # of the task's gradient: less is what remains where teacher and student agree
 
@@ -58,7 +59,8 @@ class GainCalibration:
 
     A unit is a method, or one part of a method. Gains are set over the first batches (a running ratio of mean norms,
     from the first batch on) and once more over the first batches after the warm-up; each time over 8 batches in which
-    the unit had a gradient at all. A gradient that is nothing but rounding is not brought to its share.
+    the unit had a gradient at all, or as many as there are among 64. A gradient that is nothing but rounding is not
+    brought to its share.
 
     Attributes:
         shares (dict[str, float]): Wanted ratio of each unit's gradient norm to the task's.
@@ -78,6 +80,7 @@ class GainCalibration:
 
     def _restart(self) -> None:
         self.sums = {unit: [0.0, 0.0, 0] for unit in self.shares}  # task norms, unit norms, batches
+        self.looks = 0
 
     def wants(self, warmed_up: bool) -> bool:
         """Return whether this step should be measured, opening the second window once the warm-up is over."""
@@ -99,31 +102,50 @@ class GainCalibration:
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(values)
         task_norm, *unit_norms = values.tolist()
+        self.looks += 1
+        last = self.looks >= MOST
         for unit, norm in zip(units, unit_norms):
             if norm > 0 and 0 < task_norm < float("inf") and norm < float("inf"):
                 row = self.sums[unit]
                 if row[2] < BATCHES:
                     row[0], row[1], row[2] = row[0] + task_norm, row[1] + norm, row[2] + 1
             task_sum, unit_sum, count = self.sums[unit]
-            if count and (self.window == 0 or count == BATCHES):
+            if count and (self.window == 0 or count == BATCHES or last):
                 self.gains[unit] = self.shares[unit] * task_sum / max(unit_sum, ROUNDING * task_sum)
-        if all(self.sums[unit][2] >= BATCHES for unit in units):
+        if last or all(self.sums[unit][2] >= BATCHES for unit in units):
             self.window += 1
-            gains = ", ".join(f"{unit} {self.gains[unit]:.4g}" for unit in units)
-            LOGGER.info(f"distillation: gains measured over {BATCHES} batches: {gains}")
-            for unit in units:
-                task_sum, unit_sum, _ = self.sums[unit]
-                if self.shares[unit] and unit_sum < ROUNDING * task_sum:
-                    LOGGER.warning(
-                        f"distillation: the gradient of {unit} is nothing but rounding, since student and teacher "
-                        f"agree where it acts; it can hardly teach anything yet"
-                    )
+            self._tell(units)
+
+    def _tell(self, units: Iterable[str]) -> None:
+        """Say which gains were found, and what kept one from being found as it should."""
+        gains = ", ".join(f"{unit} {self.gains[unit]:.4g}" for unit in units)
+        LOGGER.info(f"distillation: gains measured over {min(self.looks, BATCHES)} batches: {gains}")
+        for unit in units:
+            task_sum, unit_sum, count = self.sums[unit]
+            if not self.shares[unit]:
+                continue
+            if count < BATCHES:
+                LOGGER.warning(
+                    f"distillation: {unit} had a gradient at the neck in {count} of {self.looks} batches alone, so its "
+                    f"gain {self.gains[unit]:.4g} is uncertain (kd_gain=1.0 measures none)"
+                )
+            elif unit_sum < ROUNDING * task_sum:
+                LOGGER.warning(
+                    f"distillation: the gradient of {unit} is nothing but rounding, since student and teacher agree "
+                    f"where it acts; it can hardly teach anything yet"
+                )
 
     def state(self) -> dict[str, Any]:
         """Return plain values from which `load` continues."""
-        return {"gains": dict(self.gains), "window": self.window, "sums": {k: list(v) for k, v in self.sums.items()}}
+        return {
+            "gains": dict(self.gains),
+            "window": self.window,
+            "sums": {k: list(v) for k, v in self.sums.items()},
+            "looks": self.looks,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         self.gains, self.window = dict(state["gains"]), int(state["window"])
         self.sums = {k: list(v) for k, v in state["sums"].items()}
+        self.looks = int(state.get("looks", 0))
