@@ -343,22 +343,15 @@ def test_validate_refuses(bad, parts):
         ("bckd", ["pkd_gain", "dfmsd_stages", "sgfi_regions"]),
         ("gdetkd", ["bckd_beta", "pkd_gain", "dfmsd_stages"]),
         ("dfmsd+pkd", ["bckd_beta", "sgfi_regions"]),
-        ("none", ["bckd_beta", "pkd_gain", "dfmsd_stages", "sgfi_regions"]),
-        (None, ["bckd_beta", "pkd_gain", "dfmsd_stages", "sgfi_regions"]),
+        ("none", ["bckd_beta", "pkd_gain", "kd_gain", "dfmsd_stages", "teacher", "sgfi_regions"]),
+        ("fit", ["bckd_beta", "pkd_gain", "kd_gain", "dfmsd_stages", "sgfi_regions"]),
+        ("ultralytics", ["bckd_beta", "pkd_gain", "kd_gain", "dfmsd_stages", "sgfi_regions"]),
+        (None, ["bckd_beta", "pkd_gain", "kd_gain", "dfmsd_stages", "teacher", "sgfi_regions"]),
     ],
 )
 def test_keys_that_no_chosen_method_reads(method, found):
     keys = ["bckd_beta", "pkd_gain", "kd_gain", "dfmsd_stages", "epochs", "teacher", "sgfi_regions", "pkd_like"]
     assert sorted(config.unread(method, keys)) == sorted(found)
-
-
-def test_a_teacher_that_is_not_used_is_said(monkeypatch):
-    from ultralytics.utils import LOGGER
-
-    said: list[str] = []
-    monkeypatch.setattr(LOGGER, "warning", said.append)
-    consistency.validate(args(teacher="t.pt", method="none"))
-    assert len(said) == 1 and "teacher=t.pt is ignored" in said[0]
 
 
 def test_the_host_accepts_our_keys_in_the_merged_base():

@@ -591,3 +591,28 @@ def test_a_step_of_all_methods_needs_no_double_precision(family: str) -> None:
         loss.sum().backward()
     assert all(float(items[f"{name}_loss"]) > 0 for name in methods)
     assert all(criterion.unit_gain(unit) > 0 for unit in criterion.gains)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_with_channels_last_has_maps_and_adapters_laid_out_alike(family: str) -> None:
+    """As the host lays it out on CUDA; losses and gradients are those of the usual layout."""
+
+    def step(layout: torch.memory_format) -> tuple[torch.Tensor, list[torch.Tensor], Any]:
+        student = tiny_model(family, seed=1).to(memory_format=layout)
+        methods = [name for name in LOSSES if (family, name) != ("yolo26n", "ld")]
+        model, criterion = tiny_criterion("+".join(methods), student=student, teacher=tiny_model(family, seed=2))
+        batch = tiny_batch()
+        loss, _ = model({**batch, "img": batch["img"].contiguous(memory_format=layout)})
+        loss.sum().backward()
+        neck = list(model.model[-2].parameters())
+        return loss.detach(), [p.grad for p in neck], criterion
+
+    expected, wanted, _ = step(torch.contiguous_format)
+    found, grads, criterion = step(torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    for one, other in zip(grads, wanted):
+        torch.testing.assert_close(one.contiguous(), other, rtol=1e-2, atol=1e-3)
+    maps = criterion.links[0].teacher(tiny_batch()["img"]).feats
+    weights = [weight for weight in criterion.adapters() if weight.ndim == 4 and min(weight.shape[1:]) > 1]
+    assert weights and all(part.is_contiguous(memory_format=torch.channels_last) for part in (*maps, *weights))
+    assert not any(part.is_contiguous() for part in (*maps[:1], *weights))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
-from tests.tiny import overrides_for, rows
+from tests.tiny import overrides_for, rows, save_model, tiny_model
 from yolokd import DistillationTrainer
 from yolokd.command.signals import LAUNCHER, Terminated, terminable
 from yolokd.saving.ending import way_on
@@ -270,3 +271,27 @@ def test_an_image_that_is_damaged_during_the_run_stops_it_by_name_and_it_goes_on
     assert load_checkpoint(trainer.last)[1]["epoch"] == 0
     DistillationTrainer(overrides={"model": str(trainer.last), "resume": str(trainer.last)}).train()
     assert [row["epoch"] for row in rows(trainer.save_dir)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_what_a_stopped_training_leaves_in_python_is_a_plain_model(
+    stop: type[BaseException], family: str, tmp_path: Path, tiny_data: Path, tiny_teacher: Callable[[str], Path]
+) -> None:
+    """A notebook goes on with it, and may save it."""
+
+    def end(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            raise stop("enough")
+
+    model = YOLO(str(save_model(tiny_model(family, seed=3), tmp_path / "student.pt")))
+    model.add_callback("on_train_epoch_start", end)
+    settings = overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher(family)), epochs=2)
+    with pytest.raises(stop):
+        model.train(trainer=DistillationTrainer, **{**settings, "model": str(tmp_path / "student.pt")})
+    model.save(tmp_path / "saved.pt")
+    held = torch.load(tmp_path / "saved.pt", weights_only=False)["model"]
+    assert not [module for module in held.modules() if type(module).__module__.startswith("yolokd")]
+    with zipfile.ZipFile(tmp_path / "saved.pt") as archive:
+        (pickled,) = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    assert b"DetectionModel" in pickled and b"yolokd" not in pickled

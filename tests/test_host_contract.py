@@ -21,6 +21,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import ModelEMA, strip_optimizer
 
+from tests.task_data import MODELS
 from tests.tiny import overrides_for, save_model, set_up, tiny_args, tiny_batch, tiny_criterion, tiny_model
 from yolokd import config
 from yolokd.config import consistency
@@ -301,7 +302,27 @@ def test_autobatch_reads_stride_names_and_yaml_of_what_it_profiles() -> None:
     assert torch.equal(beside.stride, model.stride)
     assert beside.names == model.names
     assert beside.yaml == model.yaml  # where it finds the channels of the images
-    assert copy.deepcopy(beside).teachers[0] is criterion.links[0].teacher
+    assert copy.deepcopy(beside).criterion.links[0].teacher is criterion.links[0].teacher
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n", "yolov8n-seg", "yolov8n-pose", "yolov8n-obb"])
+def test_autobatch_profiles_the_methods_too(family: str) -> None:
+    """It sums all tensors of an output and goes backward; the run's own criterion stays as it was."""
+    from torch.utils._pytree import tree_flatten
+
+    from yolokd.preflight import Beside
+
+    kind = {"seg": "segment"}.get(suffix := family.partition("-")[2], suffix) or "detect"
+    student = tiny_model(family, seed=1, task=MODELS[kind])
+    _, criterion = tiny_criterion("dfmsd+ckd+bckd" if "-" not in family else "dfmsd", student=student, kd_gain="auto")
+    before = copy.deepcopy(criterion.state())
+    beside = copy.deepcopy(Beside(student, criterion)).train()
+    outputs, losses = beside(torch.rand(2, 3, 64, 64, requires_grad=True))
+    assert len(losses) > len(criterion.methods) and torch.isfinite(losses).all()
+    assert all(float(losses[-1 - index]) > 0 for index in range(len(criterion.methods)))
+    sum(part.sum() for part in tree_flatten((outputs, losses))[0] if isinstance(part, torch.Tensor)).backward()
+    assert all(adapter.grad is not None for adapter in beside.criterion.adapters())
+    assert str(criterion.state()) == str(before) and criterion.calibration.window == 0
 
 
 def test_the_trainers_epochs_are_read_live() -> None:

@@ -302,6 +302,7 @@ def test_methods_that_teach_the_whole_head_are_taken(method: str) -> None:
         ({"kd_stop": 0.5}, ["kd_stop=0.5", "kd_stop=1.0"]),
         ({"teacher_epochs": 3}, ["teacher_epochs=3", "teacher_epochs=0"]),
         ({"single_cls": True}, ["single_cls"]),
+        ({"classes": 0}, ["classes=0", "leave classes out"]),
         ({"task": "segment"}, ["segment"]),
     ],
 )

@@ -20,6 +20,7 @@ from yolokd import DistillationTrainer, preflight
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.evaluation.quick import detect, quick_ap50
+from yolokd.memory import where_it_fits
 from yolokd.preflight import QUICK_BATCHES, check_run
 
 Teacher = Callable[[str], Path]
@@ -387,11 +388,11 @@ def test_errors_of_memory_by_their_words(text: str) -> None:
     def full() -> float:
         raise RuntimeError(text)
 
-    assert preflight._where_it_fits(full) is None
-    assert preflight._where_it_fits(lambda: 1.5) == 1.5
+    assert where_it_fits(full) is None
+    assert where_it_fits(lambda: 1.5) == 1.5
     text = "shapes differ"
     with pytest.raises(RuntimeError, match="shapes differ"):
-        preflight._where_it_fits(full)
+        where_it_fits(full)
 
 
 class Answer(nn.Module):

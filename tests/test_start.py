@@ -19,6 +19,7 @@ from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_model, train
 from tests.widening import raw, widened
 from yolokd import DistillationTrainer
 from yolokd.errors import UserError
+from yolokd.students import start as start_module
 from yolokd.students.start import start_from_teacher
 
 IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
@@ -158,6 +159,20 @@ def test_a_fitted_start_is_trained_on(tmp_path: Path, tiny_data: Path) -> None:
     runs = [train(tmp_path, tiny_data, teacher=str(path), method="bckd", name=name) for name in ("a", "b")]
     weights = [torch.load(run.last, weights_only=False)["model"].state_dict() for run in runs]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_device_without_the_memory_for_a_fit_leaves_it_to_the_cpu(said: list[str]) -> None:
+    seen: list[str] = []
+
+    def fit(device: torch.device) -> str:
+        seen.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return f"on {device.type}"
+
+    assert start_module._somewhere(fit, torch.device("cpu")) == "on cpu" and not said
+    assert start_module._somewhere(fit, torch.device("cuda:0")) == "on cpu" and seen == ["cpu", "cuda", "cpu"]
+    assert "cuda:0 has not the memory for the fit of the start" in said[0]
 
 
 def test_the_start_alone(tmp_path: Path, tiny_data: Path) -> None:

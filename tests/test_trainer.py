@@ -399,12 +399,24 @@ def test_keys_of_other_methods_are_said(
 ) -> None:
     """Where their value is another than the default."""
     keys = {"method": "bckd", "pkd_gain": 0.5, "cwd_gain": 1.0, "bckd_beta": 0.5}
-    settings = overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n")))
+    teacher = str(tiny_teacher("yolov8n"))
+    settings = overrides_for(tmp_path, tiny_data, teacher=teacher)
     DistillationTrainer(overrides={**settings, **keys})
     recipe = str(config.recipe("dfmsd"))
     DistillationTrainer(cfg=recipe, overrides={**settings, "name": "two", "dfmsd_mask": "random"})
     assert [message for message in said if "does not read" in message] == [
-        "WARNING ⚠️ method=bckd does not read pkd_gain=0.5; leave out what belongs to other methods"
+        "WARNING ⚠️ method=bckd does not read pkd_gain=0.5; leave out what does not belong to it"
+    ]
+    said.clear()
+    DistillationTrainer(overrides={**settings, "name": "three", "method": "none", "kd_every": 2})
+    DistillationTrainer(overrides={**settings, "name": "four", "method": "fit", "kd_gain": 3.0, "kd_init": "teacher"})
+    more = {"kd_gain": 1.0, "kd_share": 0.2, "kd_unlabeled_ratio": 0.5}
+    DistillationTrainer(overrides={**settings, "name": "five", "method": "bckd", **more})
+    assert [message.split(" ", 2)[2] for message in said if "WARNING" in message] == [
+        f"method=none does not read teacher={teacher}, kd_every=2; leave out what does not belong to it",
+        "method=fit does not read kd_gain=3.0; leave out what does not belong to it",
+        "kd_share=0.2 does nothing without kd_gain=auto",
+        "kd_unlabeled_ratio=0.5 does nothing without kd_unlabeled=",
     ]
 
 
@@ -802,8 +814,8 @@ def test_autobatch_profiles_student_and_teacher_together(step: Any, monkeypatch:
             type(teacher), "__call__", lambda self, images: (seen.append(len(images)), original(self, images))[1]
         )
         images = torch.rand(3, 3, imgsz, imgsz, requires_grad=True)
-        outputs = model(images)
-        sum(part.sum() for part in outputs["feats"]).backward()
+        outputs, losses = model(images)
+        (sum(part.sum() for part in outputs["feats"]) + losses.sum()).backward()
         assert len(model.names) == 3
         assert model.stride.tolist() == [8, 16, 32]
         assert next(model.parameters()).grad is not None

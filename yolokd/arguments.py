@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ class Configured(_Host):
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **cfg2dict(cfg), **overrides}
             consistency.validate(merged)
-            self._tell_unread(str(merged["method"]))
+            self._tell_unread(merged)
             if self.teacher_objects and merged["teacher_epochs"]:
                 raise UserError(
                     "teacher_epochs= fine-tunes weights from a file, e.g. teacher=yolov8x.pt; give the file"
@@ -116,12 +117,20 @@ class Configured(_Host):
             raise
         self._wind_clock()
 
-    def _tell_unread(self, method: str) -> None:
-        """Say which of the given keys belong to other methods, and so do nothing."""
-        given = [key for key, value in self._given.items() if value != config.DEFAULTS[key]]
-        if RANK in {-1, 0} and (unread := config.unread(method, given)):
-            shown = ", ".join(f"{key}={self._given[key]}" for key in unread)
-            LOGGER.warning(f"method={method} does not read {shown}; leave out what belongs to other methods")
+    def _tell_unread(self, merged: Mapping[str, Any]) -> None:
+        """Say which of the given keys do nothing, and why."""
+        given = {key: value for key, value in self._given.items() if value != config.DEFAULTS[key]}
+        if RANK not in {-1, 0}:
+            return
+        if unread := config.unread(merged["method"], given):
+            shown = ", ".join(f"{key}={given[key]}" for key in unread)
+            LOGGER.warning(f"method={merged['method']} does not read {shown}; leave out what does not belong to it")
+        for key, needed, sense in (
+            ("kd_share", merged["kd_gain"] == "auto", "kd_gain=auto"),
+            ("kd_unlabeled_ratio", bool(merged["kd_unlabeled"]), "kd_unlabeled="),
+        ):
+            if key in given and key not in unread and not needed:
+                LOGGER.warning(f"{key}={given[key]} does nothing without {sense}")
 
     def _wind_clock(self) -> bool:
         """Add the clock's callbacks where they are missing, and return whether that of epochs was."""

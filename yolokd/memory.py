@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Found = TypeVar("Found")
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -29,8 +32,21 @@ def peak_bytes(device: torch.device) -> int:
         return unit * int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
+def where_it_fits(function: Callable[[], Found]) -> Found | None:
+    """Return what a function returns, or None where the device has not the memory for it."""
+    try:
+        return function()
+    except RuntimeError as error:  # of CUDA, its libraries, or Apple's GPUs
+        if not any(text in str(error).lower() for text in ("out of memory", "alloc_failed")):
+            raise
+    give_back()  # once the error has let go of what was on the device
+    return None
+
+
 def give_back() -> None:
-    """Return freed memory that the C library keeps for later to the system; nothing where it cannot be asked to."""
+    """Return freed memory that torch and the C library keep for later; nothing where they cannot be asked to."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = _trim()
     if trim:
         trim(0)

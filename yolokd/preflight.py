@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
+from ultralytics.nn.tasks import DetectionModel, OBBModel
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -18,11 +19,11 @@ from yolokd.costs.timing import in_turn, precision, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.evaluation.quick import quick_ap50
+from yolokd.memory import where_it_fits
 from yolokd.pairs.classes import data_classes, learned_names, match_classes
 from yolokd.rng import preserved_rng
+from yolokd.students.query_task import QueryTask
 from yolokd.teachers.teacher import Teacher
-
-Found = TypeVar("Found")
 
 PREFIX = colorstr("preflight: ")
 QUICK_BATCHES = 4
@@ -112,11 +113,11 @@ def _compare(
         model.load_state_dict(given)
         return ap50(model, {i: i for i in names})
 
-    student = _where_it_fits(partial(ap50, trainer.ema.ema, {i: i for i in names}))
+    student = where_it_fits(partial(ap50, trainer.ema.ema, {i: i for i in names}))
     fitted = trainer._random_start or trainer.args.kd_init == "teacher"
     own: float | None = 0.0 if fitted else student  # what the teacher has given is no reason to doubt it
     if given is not None and student is not None:
-        own = _where_it_fits(before)
+        own = where_it_fits(before)
     if student is None or own is None:
         LOGGER.warning(f"{PREFIX}nothing was compared: not enough memory to look at validation images")
         return False
@@ -128,7 +129,7 @@ def _compare(
         if not known or teacher.unprompted:
             continue
         label = _label(position, teacher_models)
-        found = _where_it_fits(partial(ap50, model, known, teacher.sight))
+        found = where_it_fits(partial(ap50, model, known, teacher.sight))
         model.cpu()  # room for the next one
         if found is None:
             LOGGER.warning(f"{PREFIX}{label} was not compared: not enough memory for it beside the student")
@@ -148,17 +149,6 @@ def _compare(
         rows = ", with class layers fitted to the teacher where they had nothing" * bool(trainer._new_classes)
         LOGGER.info(f"{PREFIX}the student keeps its own weights{rows}: {why} (kd_init=teacher takes the fitted ones)")
     return bool(why)
-
-
-def _where_it_fits(function: Callable[[], Found]) -> Found | None:
-    """Return what a function returns, or None where the device has not the memory for it."""
-    try:
-        return function()
-    except RuntimeError as error:  # of CUDA, its libraries, or Apple's GPUs
-        if not any(text in str(error).lower() for text in ("out of memory", "alloc_failed")):
-            raise
-    torch.cuda.empty_cache()  # once the error has let go of what was on the device
-    return None
 
 
 def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: bool) -> None:
@@ -214,7 +204,7 @@ def _on_device(trainer: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tell_cost(trainer: Any, batch: dict[str, Any]) -> None:
     """Say what a step costs, where there is memory enough for a second student beside the first."""
-    taken = _where_it_fits(lambda: _cost(trainer, _on_device(trainer, batch)))
+    taken = where_it_fits(lambda: _cost(trainer, _on_device(trainer, batch)))
     if taken is None:
         LOGGER.warning(f"{PREFIX}the cost of a step was not measured: not enough memory for a copy of the student")
         return
@@ -249,17 +239,36 @@ def _cost(trainer: Any, batch: dict[str, Any]) -> dict[str, list[float]]:
 
 
 class Beside(nn.Module):
-    """Student and teacher in one forward, for profiling memory."""
+    """A student and its distillation in one forward, for profiling memory."""
 
-    def __init__(self, student: nn.Module, criterion: DistillationLoss):
-        """Join the student and the teachers of its criterion."""
+    def __init__(self, student: nn.Module, criterion: DistillationLoss, epochs: int = 100, close_mosaic: int = 0):
+        """Join a student and a copy of its criterion, set to a step that distils.
+
+        Args:
+            student (nn.Module): The student.
+            criterion (DistillationLoss): Its criterion, whose teachers are shared.
+            epochs (int): Epochs of the run.
+            close_mosaic (int): Number of last epochs without mosaic.
+        """
         super().__init__()
         self.student, self.stride, self.names, self.yaml = student, student.stride, student.names, student.yaml
-        self.teachers = [link.teacher for link in criterion.links]
+        self.criterion = deepcopy(criterion)
+        self.criterion.calibration = None
+        self.criterion.gains = dict.fromkeys(criterion.gains, 1.0)
+        set_acting(self.criterion, epochs, close_mosaic)
 
     def forward(self, images: torch.Tensor) -> Any:
-        """Return the student's output, with the teachers' held meanwhile."""
-        held = [teacher(images) for teacher in self.teachers]
-        output = self.student(images)
-        del held
-        return output
+        """Return the student's output and the losses, those of one object in each image where boxes are all it learns.
+
+        What a criterion of other students reads of its labels differs; it has none to read. RT-DETR computes its own
+        within the student, so the teachers' output alone is held beside it.
+        """
+        if isinstance(self.criterion.task, QueryTask):
+            held = [link.teacher(images) for link in self.criterion.links]
+            output = self.student(images)
+            del held
+            return output
+        output, count = self.student(images), len(images) if type(self.student) is DetectionModel else 0
+        batch = {"img": images, "batch_idx": torch.arange(count), "cls": torch.zeros(count, 1)}
+        batch["bboxes"] = torch.full((count, 5 if isinstance(self.student, OBBModel) else 4), 0.5)
+        return output, self.criterion(output, {key: value.to(images.device) for key, value in batch.items()})[0]

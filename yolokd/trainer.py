@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
 from ultralytics.utils import RANK, YAML
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
@@ -74,8 +75,11 @@ class Distilling(Configured, Ending, Feeding):
                     self.args.teacher = save_teachers(self.teacher_objects, Path(folder))
                     return super().train()
             return super().train()
-        except UserError:
-            discard_run(self)
+        except BaseException as error:
+            if isinstance(error, UserError):
+                discard_run(self)
+            if self.criterion and isinstance(self.model, nn.Module):
+                take_off(unwrap_model(self.model))  # a notebook goes on with the model, and may save it
             raise
 
     def _setup_ddp(self) -> None:
@@ -173,7 +177,8 @@ class Distilling(Configured, Ending, Feeding):
         """Estimate the batch size with the teacher beside the student."""
         if not self.criterion:
             return super().auto_batch()
-        student, self.model = self.model, preflight.Beside(unwrap_model(self.model), self.criterion)
+        student = self.model
+        self.model = preflight.Beside(unwrap_model(student), self.criterion, self.epochs, self.args.close_mosaic)
         try:
             return super().auto_batch()
         finally:

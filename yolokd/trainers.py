@@ -13,7 +13,7 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import DEFAULT_CFG
 
 from yolokd.errors import UserError
-from yolokd.students.kinds import check_kind
+from yolokd.students.kinds import check_kind, not_trained
 from yolokd.trainer import Distilling
 
 
@@ -30,6 +30,8 @@ class DistillationTrainer(Distilling, DetectionTrainer):
     def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> Any:
         """Make the trainer of the task in `overrides`, which `YOLO.train` fills in."""
         task = str((overrides or {}).get("task"))
+        if task not in {"None", *TRAINERS}:
+            raise UserError(f"model={(overrides or {}).get('model')} is a {task} model; {not_trained(task)}")
         if cls is DistillationTrainer and TRAINERS.get(task, cls) is not cls:
             return TRAINERS[task](cfg, overrides, _callbacks)
         return super().__new__(cls)

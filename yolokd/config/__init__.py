@@ -74,14 +74,20 @@ def methods(value: Any) -> tuple[str, ...]:
 
 
 def unread(value: Any, keys: Iterable[str]) -> list[str]:
-    """Return those of some keys that belong to methods which `method=` does not name, e.g. `pkd_gain` beside `bckd`.
+    """Return those of some keys that a value of `method=` makes nothing of.
+
+    They are those of methods which it does not name, e.g. `pkd_gain` beside `bckd`, and where no term is added to the
+    loss those of the terms' course, e.g. `kd_gain` beside `fit`, and with `none` the teacher.
 
     Args:
         value (Any): A value of `method=`.
         keys (Iterable[str]): Names of keys.
     """
     others = set(METHODS) - set(methods(value))
-    return [key for key in keys if key in KEYS and key.partition("_")[0] in others]
+    course = set() if terms(value) else COURSE
+    if not methods(value):
+        course = course | {"teacher"}
+    return [key for key in keys if key in KEYS and (key.partition("_")[0] in others or key in course)]
 
 
 def terms(value: Any) -> tuple[str, ...]:
@@ -90,6 +96,10 @@ def terms(value: Any) -> tuple[str, ...]:
 
 
 ALONE = ("none", "ultralytics", "fit")  # values of `method` that stand alone and add no term of ours
+COURSE = {  # keys that say how terms act
+    *("kd_gain", "kd_share", "kd_warmup", "kd_decay", "kd_stop", "kd_every", "kd_levels", "kd_val"),
+    *("kd_teacher_dtype", "kd_compile", "kd_teachers", "kd_teacher_weights", "kd_unlabeled_confidence"),
+}
 # The methods are the names with a gain of their own; this avoids importing torch for their names.
 METHODS: tuple[str, ...] = tuple(
     re.findall(r"^(?!kd_)(\w+)_gain:", (FOLDER / "default.yaml").read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -44,7 +44,7 @@ def validate(args: Mapping[str, Any]) -> None:
 
 
 def check_host_values(given: Mapping[str, Any]) -> None:
-    """Check keys of the host whose wrong values it lets pass, or answers without naming them: imgsz, batch, classes.
+    """Check imgsz, batch, freeze and classes, whose wrong values the host lets pass, or answers without naming them.
 
     Args:
         given (Mapping[str, Any]): Arguments of any mode.
@@ -59,6 +59,12 @@ def check_host_values(given: Mapping[str, Any]) -> None:
         raise UserError(
             f"batch={batch} is not valid: it must be a whole number of images above 0, a share of the GPU's memory as "
             f"0.7, or -1 for one that fits, e.g. batch=16"
+        )
+    freeze = given.get("freeze")
+    if freeze is not None and not isinstance(freeze, list) and not (_is_count(freeze) or freeze == 0):
+        raise UserError(
+            f"freeze={freeze} is not valid: it must be a number of layers or a list of their numbers, e.g. freeze=10 "
+            f"or freeze=[0,1,22]"
         )
     classes = given.get("classes")
     if classes is not None and not all(
@@ -141,10 +147,6 @@ def _check_teachers(args: Mapping[str, Any], chosen: tuple[str, ...], given: lis
             "quantize=8 does not go with a teacher: quantisation-aware training would quantise the adapters too; "
             "distil first, then train with quantize=8 method=none, or export with quantize=8"
         )
-    if given and not chosen:
-        from ultralytics.utils import LOGGER
-
-        LOGGER.warning(f"teacher={args['teacher']} is ignored: method=none trains without a teacher")
 
 
 def _check_gains(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:

@@ -97,7 +97,7 @@ def _fetch(key: str, text: str, path: Path) -> str:
         hint = f"did you mean {path.with_name(close[0])}? " if close else ""
         raise UserError(
             f"{key}={text}: there is no file {path.resolve()}, nor an official model of that name; "
-            f"{hint}Give the path of a .pt file or an official name, e.g. {key}=yolov8s.pt"
+            f"{hint}{'G' if hint else 'g'}ive the path of a .pt file or an official name, e.g. {key}=yolov8s.pt"
         )
     try:
         found = Path(attempt_download_asset(path))

@@ -56,10 +56,12 @@ def _check_names(args: Mapping[str, Any], chosen: tuple[str, ...], task: str) ->
         ("single_cls", "the classes are those named; leave single_cls out"),
         ("classes", "the classes are those named; leave classes out"),
     ):
-        if args.get(key):
+        if args.get(key) if key != "classes" else args.get(key) is not None:
             raise UserError(f"{shown} does not go with {key}={args[key]}: {why}")
     if task != "detect":
-        raise UserError(f"{shown} learns boxes and classes; a {task} student learns more than a teacher alone can say")
+        raise UserError(
+            f"{shown} learns boxes and classes, and a {task} student more; take a detection model, e.g. yolov8n.pt"
+        )
     if args["kd_stop"] != 1.0:
         raise UserError(
             f"{shown}: after kd_stop={args['kd_stop']} there would be nothing to learn from; set kd_stop=1.0"

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from yolokd import config
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
@@ -67,7 +69,7 @@ def build_criterion(
     Raises:
         UserError: If student, teacher and methods do not fit.
     """
-    device = next(model.parameters()).device
+    device, layout = next(model.parameters()).device, _layout(model)
     own = neck_channels(model, input_channels(model))
     links, pairs = [], []
     for teacher in teachers:
@@ -82,7 +84,7 @@ def build_criterion(
     for teacher in teachers:
         wanted, read_boxes = _wanted(model, teacher, methods, args)
         read = [branch for branch in teacher.branches if branch in wanted]
-        teacher.prepare(device, read, args.kd_teacher_dtype, boxes or read_boxes, args.kd_compile)
+        teacher.prepare(device, read, args.kd_teacher_dtype, boxes or read_boxes, args.kd_compile, layout)
     points = args.dfmsd_stages if "dfmsd" in methods else []
     criterion = DistillationLoss(
         base=model.init_criterion(),
@@ -96,7 +98,7 @@ def build_criterion(
         every=int(args.kd_every),
     )
     criterion.confidence = float(args.kd_unlabeled_confidence)
-    return criterion.to(device)
+    return criterion.to(device).to(memory_format=layout)
 
 
 def check_pairs(model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any) -> None:
@@ -155,6 +157,12 @@ def _pair(model: Any, joined: Link, channels: Sequence[int], args: Any) -> Pair:
         teacher_reg_max=1 if is_resampled(joined, args) else joined.teacher.reg_max,
         seed=int(args.seed),
     )
+
+
+def _layout(model: Any) -> torch.memory_format:
+    """Return how a student's weights, and so its maps, lie in memory: on CUDA the host puts channels last."""
+    lies = [weight.is_contiguous() for weight in model.parameters() if weight.ndim == 4]
+    return torch.contiguous_format if all(lies) else torch.channels_last
 
 
 def _two_branches(model: Any) -> bool:

@@ -66,6 +66,11 @@ def check_detector(model: Any, name: str, does: str) -> None:
         raise UserError(f"model={name} is {said}; yolokd {does} YOLO detection models, e.g. model=yolov8n.pt")
 
 
+def not_trained(kind: str) -> str:
+    """Return what is said of a kind of model that no trainer of ours trains."""
+    return f"yolokd trains detect, segment, pose, obb and RT-DETR models. For this one use `yolo {kind} train`"
+
+
 def check_kind(model: Any, trained: str | None = None, name: str = "") -> str:
     """Return the kind of a student, or say which trainer it needs.
 
@@ -85,9 +90,7 @@ def check_kind(model: Any, trained: str | None = None, name: str = "") -> str:
             f"and train a closed one, e.g. model=yolov8n.pt"
         )
     if kind not in TRAINER_NAMES:
-        raise UserError(
-            f"{said}; yolokd trains detect, segment, pose, obb and RT-DETR models. For this one use `yolo {kind} train`"
-        )
+        raise UserError(f"{said}; {not_trained(kind)}")
     if trained is not None and kind != trained:
         raise UserError(f"{said}; train it with trainer=yolokd.{TRAINER_NAMES[kind]}, or by `yolokd train`")
     return kind

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from yolokd.errors import UserError
+from yolokd.memory import Found, give_back, where_it_fits
 from yolokd.pairs.classes import learned_names, match_classes, some
 from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import class_layers, output_layers, same_family, select_weights
@@ -56,7 +57,7 @@ def start_from_teacher(
     """
     if args.kd_init == "none":
         return None
-    layers = args.freeze if isinstance(args.freeze, list) else range(args.freeze or 0)
+    layers = args.freeze if isinstance(args.freeze, list) else range(args.freeze or 0)  # checked with the keys
     frozen = () if random else tuple(f"model.{index}." for index in layers)
     teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
     if teacher is None:
@@ -92,13 +93,19 @@ def start_from_teacher(
             LOGGER.info(f"distillation: the student starts from its teacher's weights, {share:.0%} of its own selected")
         return None
     LOGGER.info(f"distillation: fitting the student's layers to its teacher's on {len(seen)} images ...")
-    device = _device(student)
-    other, fitted, seen = teacher.to(device), deepcopy(student).to(device), seen.to(device)
-    _select(fitted, other, classes, frozen)
-    found = _mean(fit_weights(fitted, other, seen, classes, lambda name: not name.startswith(frozen)), last)
-    if not random and args.kd_init == "auto":
+    compared = not random and args.kd_init == "auto"
+
+    def fit(device: torch.device) -> tuple[Any, float, Any, float]:
+        other, fitted, shown = teacher.to(device), deepcopy(student).to(device), seen.to(device)
+        _select(fitted, other, classes, frozen)
+        found = _mean(fit_weights(fitted, other, shown, classes, lambda name: not name.startswith(frozen)), last)
+        if not compared:
+            return fitted, found, None, 0.0
         probe = deepcopy(student).to(device)
-        own = _mean(fit_weights(probe, other, seen, classes, last.__contains__), last)
+        return fitted, found, probe, _mean(fit_weights(probe, other, shown, classes, last.__contains__), last)
+
+    fitted, found, probe, own = _somewhere(fit, _device(student))
+    if compared:
         if own >= found:
             LOGGER.info(
                 f"distillation: the student keeps its own weights, which explain {own:.0%} of the teacher's outputs "
@@ -112,7 +119,7 @@ def start_from_teacher(
     if frozen:
         text = f", frozen layers keep theirs{text}"
     given = {key: value.detach().clone() for key, value in student.state_dict().items()}
-    if not random and args.kd_init == "auto":  # what the preflight compares has class layers that answer
+    if compared:  # what the preflight compares has class layers that answer
         rows = [index for index in classes if index in set(new)]
         for name in class_layers(student):
             for key in (f"{name}.weight", f"{name}.bias"):
@@ -140,15 +147,16 @@ def _fit_new(
     learned = learned_names(names, args.classes).keys() & set(new)
     if not learned:
         return
-    device = _device(student)
-    fitted = deepcopy(student).to(device)
     for teacher in teachers:
-        begin = perf_counter()
-        classes = _known(teacher, names, learned, args)
-        other = teacher.to(device)
-        share = fit_classes(
-            fitted, other, lambda: images().to(device), classes, lambda name: not name.startswith(frozen)
-        )
+        begin, classes = perf_counter(), _known(teacher, names, learned, args)
+
+        def fit(device: torch.device, teacher: Any = teacher, classes: Any = classes) -> tuple[Any, float | None]:
+            fitted, shown = deepcopy(student).to(device), lambda: images().to(device)
+            return fitted, fit_classes(
+                fitted, teacher.to(device), shown, classes, lambda name: not name.startswith(frozen)
+            )
+
+        fitted, share = _somewhere(fit, _device(student))
         if share is not None:
             student.load_state_dict(fitted.state_dict())
             LOGGER.info(
@@ -166,9 +174,23 @@ def _known(teacher: Any, names: Mapping[int, str], wanted: Collection[int], args
 
 
 def _device(student: Any) -> torch.device:
-    """Return where a fit is computed: at the student, but for Apple's GPUs, which have no double precision."""
+    """Return where a fit is computed: at the student, but for GPUs which may have no double precision, as Apple's."""
     device = next(student.parameters()).device
-    return torch.device("cpu") if device.type == "mps" else device
+    return device if device.type in {"cpu", "cuda"} else torch.device("cpu")
+
+
+def _somewhere(fit: Callable[[torch.device], Found], device: torch.device) -> Found:
+    """Return what is fitted on a device, or on the CPU where the device has not the memory for it."""
+    if device.type != "cpu":
+        found = where_it_fits(lambda: fit(device))
+        give_back()
+        if found is not None:
+            return found
+        LOGGER.warning(
+            f"distillation: {device} has not the memory for the fit of the start, so the CPU computes it, which takes "
+            f"longer (kd_init=none leaves it out)"
+        )
+    return fit(torch.device("cpu"))
 
 
 def _select(student: Any, teacher: Any, classes: Mapping[int, int], frozen: tuple[str, ...]) -> float:

@@ -110,6 +110,7 @@ class Teacher:
         strides (tuple[int, ...]): Strides of the levels in pixels of its own images.
         channels (tuple[int, ...]): Channels of the neck maps.
         reg_max (int): Box bins per side.
+        maps (torch.memory_format): How its neck maps lie in memory.
         sight (Sight): What it sees of the student's images.
         fingerprint (str): Identity of the weights.
         parameters (int): Number of parameters.
@@ -172,6 +173,7 @@ class Teacher:
         dtype: str = "auto",
         boxes: bool = True,
         compiled: bool = False,
+        maps: torch.memory_format = torch.contiguous_format,
     ) -> Teacher:
         """Fuse, freeze and strip the model to the given branches; none leaves the neck alone.
 
@@ -181,7 +183,9 @@ class Teacher:
             dtype (str): `auto`, `float32`, `bfloat16` or `float16`.
             boxes (bool): Whether boxes are read; without them their layers are left out, and boxes are None.
             compiled (bool): Whether the forward is compiled by torch.compile, at its first call.
+            maps (torch.memory_format): How the student's neck maps lie in memory, and so are these to.
         """
+        self.maps = maps
         head = self.model.model[-1]
         if branches:
             reduce_head(self.model)
@@ -231,7 +235,7 @@ class Teacher:
         branches = output.branches
         if not self.boxes:
             branches = {name: replace(branch, boxes=None) for name, branch in branches.items()}
-        feats = [feat.contiguous() for feat in output.feats]  # laid out as the student's are
+        feats = [feat.contiguous(memory_format=self.maps) for feat in output.feats]
         return replace(output, feats=feats, branches=branches)
 
     def towers(self, branch: str, view: View) -> Any:

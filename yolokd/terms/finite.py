@@ -15,7 +15,7 @@ from yolokd.taps import Taps
 
 
 def finite_output(output: Output) -> tuple[Output, torch.Tensor]:
-    """Return a teacher's output with zeros in place of all of it where some of it is NaN or infinite.
+    """Return a teacher's output, all of it set to 0 in its own memory where some of it is NaN or infinite.
 
     Args:
         output (Output): Neck maps and branches, without gradient.
@@ -28,15 +28,9 @@ def finite_output(output: Output) -> tuple[Output, torch.Tensor]:
     tensors = [part for part in (*tensors, output.regions) if part is not None]
     sound = torch.stack([part.sum(dtype=torch.float32) for part in tensors]).isfinite().all()
 
-    def clean(part: Any) -> Any:
-        return part if part is None else torch.where(sound, part, torch.zeros_like(part[:1, :1]))
-
-    branches = {
-        name: replace(branch, **{field: clean(part) for field, part in vars(branch).items()})
-        for name, branch in output.branches.items()
-    }
-    feats = [clean(feat) for feat in output.feats]
-    return replace(output, feats=feats, branches=branches, regions=clean(output.regions)), sound
+    for part in tensors:
+        part.masked_fill_(~sound, 0)
+    return output, sound
 
 
 class _Door(torch.autograd.Function):

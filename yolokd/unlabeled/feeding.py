@@ -58,9 +58,9 @@ class Feeding(_Host):
             raise UserError(
                 f"{key} does not go with a {kind} student: "
                 + (
-                    "its loss is that of a whole batch"
+                    "its loss is that of a whole batch; leave it out, or take another student, e.g. model=yolov8n.pt"
                     if key == "kd_unlabeled"
-                    else "it learns boxes and classes alone"
+                    else "it learns boxes and classes alone; take a student for detection, e.g. model=yolov8n.pt"
                 )
             )
         self.args.kd_unlabeled = self.args.kd_unlabeled and sources.absolute(self.args.kd_unlabeled)
