@@ -81,6 +81,8 @@ class Configured(_Host):
         if overrides["teacher"] is None:
             del overrides["teacher"]
         overrides.update(config.check(overrides))
+        if isinstance(overrides.get("freeze"), tuple):  # which the host takes for nothing
+            overrides["freeze"] = list(overrides["freeze"])
         self._given = {key: value for key, value in overrides.items() if key in config.DEFAULTS}
         overrides = complete(overrides, cfg2dict(cfg), self.kind)
         for key in FILES:  # a resume may be started elsewhere

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolokd.ops.regions import corner
 from yolokd.taps import Targets
 from yolokd.unlabeled.stream import LABELED
 
@@ -107,7 +108,7 @@ class Task:
         """
         targets, (height, width) = self.detected["one2many"], batch["img"].shape[-2:]
         low, high = targets.boxes.chunk(2, dim=-1)
-        scale = targets.boxes.new_tensor((width, height, width, height))
+        scale = corner(targets.boxes, (height, width)).repeat(2)
         labels = {
             "bboxes": torch.cat(((low + high) / 2, high - low), dim=-1) / scale,
             "cls": targets.labels.float().unsqueeze(-1),
@@ -136,9 +137,9 @@ class Task:
         assignment = self.assignments[branch]
         assert assignment.positives is not None and assignment.scores is not None, "the task assigned nothing"
         device = assignment.positives.device
-        scale = torch.tensor([size[1], size[0], size[1], size[0]], device=device, dtype=torch.float32)
+        boxes = batch["bboxes"].to(device).float()
         return Targets(
-            boxes=corners(batch["bboxes"].to(device).float(), scale),
+            boxes=corners(boxes, corner(boxes, size).repeat(2)),
             labels=batch["cls"].view(-1).long().to(device),
             image_index=batch["batch_idx"].long().to(device),
             positives=assignment.positives,

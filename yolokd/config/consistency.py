@@ -61,7 +61,7 @@ def check_host_values(given: Mapping[str, Any]) -> None:
             f"0.7, or -1 for one that fits, e.g. batch=16"
         )
     freeze = given.get("freeze")
-    if freeze is not None and not isinstance(freeze, list) and not (_is_count(freeze) or freeze == 0):
+    if freeze is not None and not isinstance(freeze, (list, tuple)) and not (_is_count(freeze) or freeze == 0):
         raise UserError(
             f"freeze={freeze} is not valid: it must be a number of layers or a list of their numbers, e.g. freeze=10 "
             f"or freeze=[0,1,22]"

@@ -83,7 +83,7 @@ def gathered(keys: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, tor
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return keys, valid
-    most = torch.tensor(len(keys), device=keys.device)
+    most = keys.new_full((), len(keys), dtype=torch.int64)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     missing = int(most) - len(keys)
     rows = F.pad(torch.cat((keys, valid[:, None].to(keys.dtype)), dim=1), (0, 0, 0, missing))  # the mask rides along

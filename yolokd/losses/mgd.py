@@ -31,7 +31,7 @@ def random_mask(feature: torch.Tensor, ratio: float, generator: torch.Generator 
     """
     batch, _, height, width = feature.shape
     drawn = torch.rand((batch, 1, height, width), generator=generator)  # in [0, 1)
-    return (drawn >= ratio).float().to(feature.device)
+    return (drawn >= ratio).float().to(feature.device, non_blocking=True)
 
 
 def masked_generation(

@@ -108,7 +108,7 @@ def quantile_mask(
     """
     scores = attention.detach().flatten(1)  # (B, n)
     if direction == "random":
-        scores = torch.rand(scores.shape, generator=generator).to(scores.device)
+        scores = torch.rand(scores.shape, generator=generator).to(scores.device, non_blocking=True)
     elif direction == "low":
         scores = -scores
     count = round(ratio * scores.shape[1])

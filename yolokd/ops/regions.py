@@ -10,6 +10,11 @@ from torch import nn
 from yolokd.taps import Taps, Targets
 
 
+def corner(like: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Return width and height, in pixels, of images of a size (height, width), without waiting for the device."""
+    return torch.cat([like.new_full((1,), side) for side in reversed(image_size)])
+
+
 def valid_boxes(boxes: torch.Tensor, image_size: tuple[int, int], smallest: float = 1.0) -> torch.Tensor:
     """Return boxes inside the image with a side of at least `smallest`, whatever was put in.
 
@@ -21,8 +26,7 @@ def valid_boxes(boxes: torch.Tensor, image_size: tuple[int, int], smallest: floa
     Returns:
         (torch.Tensor): Boxes in pixels with shape (..., 4).
     """
-    height, width = image_size
-    limit = boxes.new_tensor((width, height))
+    limit = corner(boxes, image_size)
     first, second = boxes.nan_to_num(nan=0.0).chunk(2, dim=-1)
     low = torch.minimum(torch.minimum(first, second).clamp_min(0), limit - smallest)
     high = torch.minimum(torch.maximum(first, second), limit)
@@ -58,7 +62,7 @@ def propose(
     device = decoded.device
     labelled = torch.zeros(batch, slots + 1, 4, device=device)
     present = torch.zeros(batch, slots + 1, dtype=torch.bool, device=device)
-    shuffle = torch.randperm(len(targets.boxes), generator=generator).to(device)
+    shuffle = torch.randperm(len(targets.boxes), generator=generator).to(device, non_blocking=True)
     image = targets.image_index[shuffle]
     owner = (image[:, None] == torch.arange(batch, device=device)).long()  # (G, B)
     slot = (
@@ -69,7 +73,7 @@ def propose(
     labelled, present = labelled[:, :slots], present[:, :slots]
 
     # Order of the candidates: 3 labelled, 2 positive while there is room, 1 others, 0 surplus positive, -1 nothing.
-    chance = torch.rand(batch, count, generator=generator).to(device)
+    chance = torch.rand(batch, count, generator=generator).to(device, non_blocking=True)
     rank = chance.masked_fill(~assigned, -1).argsort(dim=1, descending=True).argsort(dim=1)
     room = slots - present.sum(1, keepdim=True)
     chosen = assigned & (rank < room)
@@ -139,7 +143,7 @@ def assigned_level(regions: torch.Tensor, strides: Sequence[int]) -> torch.Tenso
         (torch.Tensor): Indices into the levels with shape (...), int64.
     """
     size = ((regions[..., 2] - regions[..., 0]) * (regions[..., 3] - regions[..., 1])).sqrt().contiguous()
-    return torch.bucketize(size, size.new_tensor([8.0 * stride for stride in strides[1:]]), right=True)
+    return sum((size >= 8.0 * stride for stride in strides[1:]), torch.zeros_like(size, dtype=torch.int64))
 
 
 def rows_by_level(regions: torch.Tensor, real: torch.Tensor, strides: Sequence[int]) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import torch
 from torchvision.ops import batched_nms
 
+from yolokd.ops.regions import corner
 from yolokd.taps import Taps, Targets
 
 OVERLAP = 0.7  # the host's threshold in prediction
@@ -51,7 +52,7 @@ def pseudo_targets(
     image, anchor = positives.nonzero(as_tuple=True)  # N confident anchors, image by image
     angles = None if teacher.angles is None else teacher.angles[first:]
     boxes = replace(teacher, boxes=teacher.boxes[first:], angles=angles).decoded()[image, anchor]
-    limit = boxes.new_tensor((size[1], size[0]) * 2)
+    limit = corner(boxes, size).repeat(2)
     boxes = torch.minimum(boxes.clamp_min(0), limit)
     group = image * teacher.logits.shape[-1] + best[image, anchor]  # boxes of other images or classes do not compete
     kept = batched_nms(boxes, probability[image, anchor], group, OVERLAP).sort().values  # image by image again
