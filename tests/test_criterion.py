@@ -616,3 +616,25 @@ def test_a_student_with_channels_last_has_maps_and_adapters_laid_out_alike(famil
     weights = [weight for weight in criterion.adapters() if weight.ndim == 4 and min(weight.shape[1:]) > 1]
     assert weights and all(part.is_contiguous(memory_format=torch.channels_last) for part in (*maps, *weights))
     assert not any(part.is_contiguous() for part in (*maps[:1], *weights))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_in_float16_point_where_those_in_float32_do(family: str, name: str) -> None:
+    """As the host trains on a GPU: autocast, and a loss that is scaled."""
+    if (family, name) == ("yolo26n", "ld"):
+        pytest.skip("ld needs bins, which YOLO26 has not")
+
+    def gradient(half: bool) -> torch.Tensor:
+        student, teacher = tiny_model(family, seed=1), tiny_model(family, seed=2)
+        model, criterion = tiny_criterion(name, student=student, teacher=teacher)
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            loss, _ = model(tiny_batch())
+        (128 * loss[-1]).backward()
+        own = set(criterion.adapters())
+        found = [p.grad for p in model.parameters() if p.grad is not None and p not in own]
+        return torch.cat([grad.flatten() for grad in found]) / 128
+
+    expected, found = gradient(half=False), gradient(half=True)
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.85  # random layers amplify what is rounded
+    assert float(found.norm() / expected.norm()) == pytest.approx(1, abs=0.25)

@@ -408,7 +408,10 @@ def test_keys_of_other_methods_are_said(
         "WARNING ⚠️ method=bckd does not read pkd_gain=0.5; leave out what does not belong to it"
     ]
     said.clear()
-    DistillationTrainer(overrides={**settings, "name": "three", "method": "none", "kd_every": 2})
+    tuples = DistillationTrainer(
+        overrides={**settings, "name": "three", "method": "none", "kd_every": 2, "freeze": (0, 1)}
+    )
+    assert tuples.args.freeze == [0, 1]  # a tuple freezes nothing in the host
     DistillationTrainer(overrides={**settings, "name": "four", "method": "fit", "kd_gain": 3.0, "kd_init": "teacher"})
     more = {"kd_gain": 1.0, "kd_share": 0.2, "kd_unlabeled_ratio": 0.5}
     DistillationTrainer(overrides={**settings, "name": "five", "method": "bckd", **more})
