@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import os
 import random
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -1096,6 +1098,37 @@ def test_teacher_epochs_makes_a_run_beside_this_one_and_uses_it_again(
     runs = [rows(trainer.save_dir)[0] for trainer in (first, second, given)]
     assert same_values(runs[0], runs[1])
     assert same_values(runs[0], runs[2])
+
+
+def test_the_trainer_of_a_teacher_is_gone_before_the_students_training(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ring:
+        """As a trainer is, which its callbacks refer to."""
+
+        def __init__(self) -> None:
+            self.own = self
+
+    left: list[weakref.ref[Ring]] = []
+
+    def fine_tune(teacher: str, *args: Any) -> str:
+        left.append(weakref.ref(Ring()))
+        return teacher
+
+    def begin(trainer: Any) -> None:
+        assert [ring() for ring in left] == [None]
+        raise Killed
+
+    monkeypatch.setattr("yolokd.trainer.fine_tune", fine_tune)
+    monkeypatch.setattr(DetectionTrainer, "train", begin)
+    settings = overrides_for(tmp_path, tiny_data, teacher=str(tiny_teacher("yolov8n")), teacher_epochs=1)
+    trainer: Any = DistillationTrainer(overrides=settings)
+    gc.disable()
+    try:
+        with pytest.raises(Killed):
+            trainer.train()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("cut", [False, True])

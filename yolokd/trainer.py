@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from yolokd import config, preflight
 from yolokd.arguments import Configured
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
+from yolokd.memory import give_back
 from yolokd.pairs.assembly import build_criterion, check_pairs
 from yolokd.rng import preserved_rng
 from yolokd.saving.ending import Ending
@@ -68,6 +70,8 @@ class Distilling(Configured, Ending, Feeding):
                 with preserved_rng(), loading(self.args.kd_safe_load):
                     self.args.teacher = str(fine_tune(self.args.teacher, self.args, self.save_dir.parent))
                     init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
+                gc.collect()  # the teacher's trainer refers to itself, and holds a model, an EMA and an optimizer
+                give_back()
                 self.args.teacher_epochs = 0
                 YAML.save(self.save_dir / "args.yaml", vars(self.args))
             if self.teacher_objects and getattr(self, "ddp", False):

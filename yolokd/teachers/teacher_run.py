@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -13,7 +12,6 @@ from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.checks import check_model_file_from_stem
 
 from yolokd.errors import UserError
-from yolokd.memory import give_back
 from yolokd.students.kinds import SAID, kind_of
 from yolokd.trust import inspect_file, loading
 
@@ -72,9 +70,6 @@ def fine_tune(teacher: str, args: Any, folder: Path) -> Path:
     with loading(what=f"teacher={teacher}", file=str(weights)):
         model = YOLO(weights)
     model.train(project=str(folder), name=run.name, exist_ok=True, plots=False, **{**wanted, "model": weights})
-    del model
-    gc.collect()  # its trainer refers to itself, and holds a model, an EMA and an optimizer
-    give_back()
     return best
 
 
