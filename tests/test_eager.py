@@ -74,7 +74,7 @@ def test_without_gradient_the_term_is_merely_computed(nothing: str) -> None:
     assert float(found) == 4.0 and not found.requires_grad
 
 
-def test_half_precision_waits_for_the_scaling_of_the_whole_loss() -> None:
+def test_gradients_of_half_precision_are_kept_until_the_scaling_of_the_whole_loss() -> None:
     """2^-30 is below float16's smallest number, 2^-24, until the loss is scaled."""
     value = torch.ones(2, dtype=torch.float16, requires_grad=True)
     found = eager(lambda given: (given.float() * 2.0**-30).sum(), [value], [])

@@ -17,7 +17,9 @@ class _Stored(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         """Keep the gradients, the second half of the tensors, for the first half."""
-        ctx.save_for_backward(*tensors[len(tensors) // 2 :])
+        half = len(tensors) // 2
+        ctx.save_for_backward(*tensors[half:])
+        ctx.dtypes = [tensor.dtype for tensor in tensors[:half]]
         return value.clone()
 
     @staticmethod
@@ -25,7 +27,8 @@ class _Stored(torch.autograd.Function):
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients times that of the scalar."""
         grads = ctx.saved_tensors
-        return None, *(grad * outer for grad in grads), *[None] * len(grads)
+        scaled = ((grad * outer).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True))
+        return None, *scaled, *[None] * len(grads)
 
 
 def eager(
@@ -37,9 +40,9 @@ def eager(
     by level, no more than one level's is there at a time, and to measure gains costs nothing more. Values and gradients
     are those of the term itself; second derivatives are refused.
 
-    Where nothing is differentiated the term is merely computed; so it is with inputs in float16, whose gradients need
-    the loss scaling that comes with the whole loss. What autocast runs in float16 within a term of float32 inputs has a
-    scaling of its own: the gradient of a mean over a large map is less than float16 can tell from 0.
+    Where nothing is differentiated the term is merely computed. What autocast runs in float16 has a scaling of its own
+    here, since that of the whole loss comes too late: the gradient of a mean over a large map is less than float16 can
+    tell from 0. For the same reason inputs in float16 are taken as float32, in which their gradients are kept.
 
     Args:
         term (Callable[..., torch.Tensor]): From the inputs to a scalar.
@@ -50,9 +53,12 @@ def eager(
         (torch.Tensor): Scalar.
     """
     wanted = [tensor for tensor in (*inputs, *parameters) if tensor.requires_grad]
-    if not (wanted and torch.is_grad_enabled()) or any(tensor.dtype is torch.float16 for tensor in inputs):
+    if not (wanted and torch.is_grad_enabled()):
         return term(*inputs)
-    own = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+    own = [
+        (tensor.float() if tensor.dtype is torch.float16 else tensor).detach().requires_grad_(tensor.requires_grad)
+        for tensor in inputs
+    ]
     value = term(*own)
     leaves = [tensor for tensor in own if tensor.requires_grad]
     leaves += wanted[len(leaves) :]
