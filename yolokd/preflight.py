@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.utils._pytree import tree_flatten
 from ultralytics.nn.tasks import DetectionModel, OBBModel
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
@@ -257,8 +258,10 @@ class Beside(nn.Module):
         self.criterion.gains = dict.fromkeys(criterion.gains, 1.0)
         set_acting(self.criterion, epochs, close_mosaic)
 
-    def forward(self, images: torch.Tensor) -> Any:
-        """Return the student's output and the losses, those of one object in each image where boxes are all it learns.
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the student's output and the losses as a list of tensors, which the host sums up and goes back from.
+
+        There is one object in each image where boxes are all that the student learns.
 
         What a criterion of other students reads of its labels differs; it has none to read. RT-DETR computes its own
         within the student, so the teachers' output alone is held beside it.
@@ -267,8 +270,14 @@ class Beside(nn.Module):
             held = [link.teacher(images) for link in self.criterion.links]
             output = self.student(images)
             del held
-            return output
+            return _tensors(output)
         output, count = self.student(images), len(images) if type(self.student) is DetectionModel else 0
         batch = {"img": images, "batch_idx": torch.arange(count), "cls": torch.zeros(count, 1)}
         batch["bboxes"] = torch.full((count, 5 if isinstance(self.student, OBBModel) else 4), 0.5)
-        return output, self.criterion(output, {key: value.to(images.device) for key, value in batch.items()})[0]
+        loss, _ = self.criterion(output, {key: value.to(images.device) for key, value in batch.items()})
+        return [*_tensors(output), loss]
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """Return all tensors of a model's output, however nested."""
+    return [part for part in tree_flatten(output)[0] if isinstance(part, torch.Tensor)]

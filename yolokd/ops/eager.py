@@ -31,6 +31,12 @@ class _Stored(torch.autograd.Function):
         return None, *scaled, *[None] * len(grads)
 
 
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a leaf of the same values, in float32 where they are in float16."""
+    own = tensor.detach()
+    return (own.float() if own.dtype is torch.float16 else own).requires_grad_(tensor.requires_grad)
+
+
 def eager(
     term: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], parameters: Iterable[torch.Tensor]
 ) -> torch.Tensor:
@@ -55,10 +61,7 @@ def eager(
     wanted = [tensor for tensor in (*inputs, *parameters) if tensor.requires_grad]
     if not (wanted and torch.is_grad_enabled()):
         return term(*inputs)
-    own = [
-        (tensor.float() if tensor.dtype is torch.float16 else tensor).detach().requires_grad_(tensor.requires_grad)
-        for tensor in inputs
-    ]
+    own = [_leaf(tensor) for tensor in inputs]
     value = term(*own)
     leaves = [tensor for tensor in own if tensor.requires_grad]
     leaves += wanted[len(leaves) :]
