@@ -130,7 +130,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     (TRAIN + "teacher_channels=[5]", (r"teacher_channels=\[5\]", r"teacher_channels=\[0,1,2\]")),
     (TRAIN + "freeze=99", ("freeze=", "freeze fewer")),
     # the student's file
-    (TRAIN + "model={root}/missing.pt", ("model=.*missing.pt", "[Gg]ive the path")),
+    (TRAIN + "model={root}/missing.pt", ("model=.*missing.pt", "give the path")),
     (TRAIN + "model={root}/text.pt", ("model=.*text.pt", "give a .pt file")),
     (TRAIN + "model={root}/empty.pt", ("model=.*empty.pt", "download it again")),
     (TRAIN + "model={root}/cut.pt", ("model=.*cut.pt", "download it again")),
@@ -154,7 +154,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     (TRAIN + "model=http://localhost:1/x.pt", ("model=http://localhost", "path/to/best.pt")),
     (TRAIN + "pretrained={root}/empty.pt", ("pretrained=.*empty.pt", "download it again")),
     # the teacher's file
-    (TRAIN + "teacher={root}/missing.pt", ("teacher=.*missing.pt", "[Gg]ive the path")),
+    (TRAIN + "teacher={root}/missing.pt", ("teacher=.*missing.pt", "give the path")),
     (TRAIN + "teacher={root}/text.pt", ("teacher=.*text.pt", "give a .pt file")),
     (TRAIN + "teacher={root}/empty.pt", ("teacher=.*empty.pt", "download it again")),
     (TRAIN + "teacher={root}/cut.pt", ("teacher=.*cut.pt", "download it again")),
@@ -256,7 +256,7 @@ CASES: list[tuple[str, tuple[str, ...]]] = [
     # resume
     ("train resume", ("resume needs", "last.pt")),
     ("train resume=5", ("resume=5", "last.pt")),
-    ("train resume={root}/nowhere.pt", ("nowhere.pt", "[Gg]ive the path")),
+    ("train resume={root}/nowhere.pt", ("nowhere.pt", "Give the path")),
     ("train resume model={root}/empty.pt", ("empty.pt", "download it again")),
     ("train resume model={student}", ("resume model=", "leave resume out")),
     ("train resume model={root}/last.pt", ("resume=.*last.pt", "yolo train resume")),

@@ -126,7 +126,7 @@ MISTAKES = [
     ("train model={root}/missing.pt teacher={teacher} data={data}", ["model=", "missing.pt", "there is no file"]),
     ("train model=yolov8s teacher={teacher} data={data}", ["yolov8s.pt", "could not be downloaded", "put the file at"]),
     ("train model=yolov8nn.pt teacher={teacher} data={data}", ["yolov8nn.pt", "did you mean yolov8n"]),
-    ("train model=runs/yolov8nn.pt teacher={teacher} data={data}", ["nor an official model of that name; Give"]),
+    ("train model=runs/yolov8nn.pt teacher={teacher} data={data}", ["nor an official model of that name; give"]),
     ("train model={root}/text.pt teacher={teacher} data={data}", ["text.pt", "no PyTorch checkpoint"]),
     ("train model={root}/empty.pt teacher={teacher} data={data}", ["empty.pt", "empty"]),
     ("train model={root}/cut.pt teacher={teacher} data={data}", ["cut.pt", "cut off"]),
