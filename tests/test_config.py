@@ -352,6 +352,8 @@ def test_validate_refuses(bad, parts):
 def test_keys_that_no_chosen_method_reads(method, found):
     keys = ["bckd_beta", "pkd_gain", "kd_gain", "dfmsd_stages", "epochs", "teacher", "sgfi_regions", "pkd_like"]
     assert sorted(config.unread(method, keys)) == sorted(found)
+    more = ["kd_class_map", "teacher_imgsz", "kd_init", "kd_preflight", "kd_safe_load", "kd_unlabeled"]
+    assert config.unread(method, more) == (more[:2] if method in {None, "none", "ultralytics"} else [])
 
 
 def test_the_host_accepts_our_keys_in_the_merged_base():

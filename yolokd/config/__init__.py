@@ -76,18 +76,21 @@ def methods(value: Any) -> tuple[str, ...]:
 def unread(value: Any, keys: Iterable[str]) -> list[str]:
     """Return those of some keys that a value of `method=` makes nothing of.
 
-    They are those of methods which it does not name, e.g. `pkd_gain` beside `bckd`, and where no term is added to the
-    loss those of the terms' course, e.g. `kd_gain` beside `fit`, and with `none` the teacher.
+    They are those of methods which it does not name, e.g. `pkd_gain` beside `bckd`; where no term is added to the loss
+    those of the terms' course, e.g. `kd_gain` beside `fit`; where the teacher gives no start either, those of how it is
+    seen, and with `none` the teacher itself. Not those that can switch something off, `kd_init` and `kd_preflight`.
 
     Args:
         value (Any): A value of `method=`.
         keys (Iterable[str]): Names of keys.
     """
     others = set(METHODS) - set(methods(value))
-    course = set() if terms(value) else COURSE
+    idle = set() if terms(value) else {*COURSE}
+    if methods(value) in {(), ("ultralytics",)}:
+        idle |= SEEN
     if not methods(value):
-        course = course | {"teacher"}
-    return [key for key in keys if key in KEYS and (key.partition("_")[0] in others or key in course)]
+        idle.add("teacher")
+    return [key for key in keys if key in KEYS and (key.partition("_")[0] in others or key in idle)]
 
 
 def terms(value: Any) -> tuple[str, ...]:
@@ -96,6 +99,7 @@ def terms(value: Any) -> tuple[str, ...]:
 
 
 ALONE = ("none", "ultralytics", "fit")  # values of `method` that stand alone and add no term of ours
+SEEN = {"kd_class_map", "teacher_imgsz", "teacher_channels"}  # keys that say what the teacher sees and means
 COURSE = {  # keys that say how terms act
     *("kd_gain", "kd_share", "kd_warmup", "kd_decay", "kd_stop", "kd_every", "kd_levels", "kd_val"),
     *("kd_teacher_dtype", "kd_compile", "kd_teachers", "kd_teacher_weights", "kd_unlabeled_confidence"),

@@ -47,7 +47,7 @@ class Link:
         """Return the taps of both sides and the targets for one branch of the student.
 
         A one-to-one branch is taught on images without labels alone, where nothing else teaches it. With labels the
-        task gives each object to one anchor, and a teacher that would take another makes two of it, which nothing
+        task gives each object to one anchor, and a teacher that would take another may make two of it, which nothing
         suppresses (docs/results.md). Logits of a teacher without such a branch, which answers at many anchors of an
         object, are thinned to one.
 
