@@ -67,7 +67,7 @@ def main(words: list[str]) -> None:
         device = rehearsals[HOST].device
         taken = in_turn({name: each.step for name, each in rehearsals.items()}, device, rounds)
         started = start_times({name: arms[name] for name in (BUILT_IN, names[0])}, folder, starts)
-        peaks = {name: peak(settings, folder, device) for name, settings in arms.items()} if memory else {}
+        peaks = {name: peak(settings, folder) for name, settings in arms.items()} if memory else {}
     result = {
         "what": "median seconds of a training step by turns; ratios are medians over rounds",
         "arguments": {**given, "model": Path(given["model"]).name, "teacher": Path(teacher).name},

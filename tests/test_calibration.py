@@ -162,6 +162,23 @@ def test_state_goes_on_in_the_middle_of_a_window() -> None:
     assert second.state() == whole.state()
 
 
+def test_another_teacher_is_measured_from_the_start() -> None:
+    calibration = GainCalibration({"pkd": 0.3, "cwd": 0.1})
+    calibration.turn_to([0], {"pkd": 0.3, "cwd": 0.0})
+    for _ in range(BATCHES):
+        measure(calibration, task=2.0, pkd=1.0)
+    calibration.turn_to([0], {"pkd": 0.3, "cwd": 0.0})
+    assert calibration.window == 1 and calibration.gains == {"pkd": pytest.approx(0.6), "cwd": 0.0}
+    calibration.turn_to([1], {"pkd": 0.2, "cwd": 0.1})
+    assert calibration.wants(warmed_up=True) and calibration.gains == {"pkd": 0.0, "cwd": 0.0}
+    measure(calibration, task=4.0, pkd=1.0, cwd=2.0)
+    assert calibration.gains == {"pkd": pytest.approx(0.8), "cwd": pytest.approx(0.2)}
+    resumed = GainCalibration({"pkd": 0.3, "cwd": 0.1})
+    resumed.load(calibration.state())
+    resumed.turn_to([1], {"pkd": 0.2, "cwd": 0.1})
+    assert resumed.state() == calibration.state()
+
+
 @pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
 def test_each_unit_reaches_its_share_of_the_tasks_gradient(family: str) -> None:
     model, criterion = tiny_criterion("dfmsd+pcd", family, family, kd_gain="auto", kd_share=0.4, pcd_gain=3.0)

@@ -263,6 +263,32 @@ def test_only_the_teacher_of_the_current_stage_runs() -> None:
     assert seen == [(0, 1, 0), (0, 2, 0), (0, 3, 0), (1, 3, 1), (1, 3, 2), (1, 3, 3)]
 
 
+def test_each_teacher_in_turn_has_its_share_of_the_tasks_gradient() -> None:
+    """Where the first knows one class, and so has none to rank, and the second's logits are eight times as large."""
+    loud = tiny_model("yolov8n", seed=3)
+    for tower in loud.model[-1].cv3:
+        tower[-1].weight.data *= 8
+    teachers = [tiny_model("yolov8n", names=("circle", "dog", "cat"), seed=2), loud]
+    model, criterion = tiny_criterion(
+        "dfmsd+pcd", "yolov8n", teachers, kd_gain="auto", kd_share=0.4, dfmsd_stages=[0.5], kd_decay="constant"
+    )
+    (first, second), wanted = (criterion.methods["pcd"], [(0.2, 0.0), (0.1, 0.1)])
+    assert [unit.units for unit in (first, second)] == [{"pcd_binary": 1.0}, {"pcd_grouped": 1.0, "pcd_binary": 1.0}]
+    for epoch, module, (binary, grouped) in zip((0, 5), (first, second), wanted):
+        criterion.clock.epoch, batch = epoch, tiny_batch()
+        calls = record(module)
+        preds = model(batch["img"])
+        criterion(preds, batch)
+        feats = read_output(preds).feats
+        task = gradient_norm(criterion.task(preds, batch)[0].sum() / 2, feats)
+        for part, share in (("binary", binary), ("grouped", grouped)):
+            if share:
+                found = float(gradient_norm(calls[0][-1][part], feats) / task) * criterion.unit_gain(f"pcd_{part}")
+                assert found == pytest.approx(share, rel=1e-3)
+            else:
+                assert criterion.unit_gain(f"pcd_{part}") == 0
+
+
 def test_one_teacher_keeps_its_adapters_through_the_stages_and_the_enhancement_begins() -> None:
     model, criterion = tiny_criterion("dfmsd", kd_decay="constant", epochs=10)
     (module,) = criterion.methods["dfmsd"]

@@ -25,6 +25,7 @@ from yolokd import DistillationTrainer
 from yolokd.errors import UserError
 from yolokd.preflight import settle_start
 from yolokd.saving.handover import FOLDER_PREFIX
+from yolokd.students.start import Start, shared_start
 from yolokd.terms.clock import start_batch, start_epoch
 
 Teacher = Callable[[str], Path]
@@ -124,8 +125,9 @@ def test_workers_know_what_a_student_file_brings(
     given = overrides_for(tmp_path, tiny_data, method="bckd", teacher=tiny_model("yolov8s", seed=2), epochs=1)
     seen: list[tuple[bool, list[int]]] = []
 
-    def start(model: Any, teachers: Any, images: Any, names: Any, args: Any, random: bool, new: Any) -> None:
+    def start(model: Any, teachers: Any, images: Any, names: Any, args: Any, random: bool, new: Any) -> Start:
         seen.append((random, sorted(new)))
+        return Start()
 
     monkeypatch.setattr("yolokd.trainer.start_from_teacher", start)
     trained: list[DistillationTrainer] = []
@@ -182,6 +184,9 @@ def work(rank: int, port: int, folder: str) -> None:
         trainer.ema.ema.state_dict(),
         {key: model.state_dict()[key] for key in trainer.ema.ema.state_dict()},
     ]
+    student = tiny_model("yolov8n", seed=9 + rank)
+    found = shared_start(student, Start(rank == 0))
+    seen["fit"] = [found.fitted, student.state_dict()]
     torch.save(seen, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -247,6 +252,12 @@ def test_own_weights_come_back_in_all_processes(both: list[dict[str, Any]]) -> N
     own = tiny_model("yolov8n", seed=9).state_dict()
     for state in (state for seen in both for state in seen["start"]):
         assert state.keys() == own.keys() and all(torch.equal(state[key], value) for key, value in own.items())
+
+
+def test_the_first_process_fits_for_all(both: list[dict[str, Any]]) -> None:
+    own = tiny_model("yolov8n", seed=9).state_dict()
+    for fitted, state in (seen["fit"] for seen in both):
+        assert fitted and all(torch.equal(state[key], value) for key, value in own.items())
 
 
 def test_a_teacher_is_not_fine_tuned_by_several_processes(

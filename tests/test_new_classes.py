@@ -136,7 +136,7 @@ def test_when_they_are_fitted(init: str, new: set[int], freeze: int | None, fitt
     before = {key: value.clone() for key, value in student.state_dict().items()}
     args = SimpleNamespace(method="bckd", kd_init=init, kd_class_map=None, classes=None, freeze=freeze)
     said.clear()
-    assert start_from_teacher(student, [teacher], lambda: IMAGES, DATA, args, False, new) is None
+    assert not start_from_teacher(student, [teacher], lambda: IMAGES, DATA, args, False, new).fitted
     changed = [key for key, value in student.state_dict().items() if not torch.equal(value, before[key])]
     assert bool(changed) == fitted and len(said) == int(fitted)
     if fitted:
@@ -155,7 +155,7 @@ def test_weights_that_may_come_back_have_class_layers_that_answer(
     student, teacher = tiny_model("yolov8n", seed=1), tiny_model("yolov8s", seed=2)
     before = {key: value.clone() for key, value in student.state_dict().items()}
     args = SimpleNamespace(method="bckd", kd_init="auto", kd_class_map=None, classes=None, freeze=None)
-    given = start_from_teacher(student, [teacher], lambda: IMAGES, dict(enumerate(NAMES)), args, False, {0, 2})
+    given = start_from_teacher(student, [teacher], lambda: IMAGES, dict(enumerate(NAMES)), args, False, {0, 2}).given
     assert given is not None and any("starts from weights fitted" in message for message in said)
     assert not any("had nothing for" in message for message in said)
     changed = [key for key, value in given.items() if not torch.equal(value, before[key])]

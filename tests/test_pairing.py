@@ -12,11 +12,12 @@ from yolokd import config
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES, build
 from yolokd.outputs import read_output
-from yolokd.pairs.assembly import build_criterion, unit_shares
+from yolokd.pairs.assembly import build_criterion, stage_shares, unit_shares
 from yolokd.pairs.classes import data_classes, fold, match_classes
 from yolokd.pairs.pairing import link
 from yolokd.taps import Pair
 from yolokd.teachers.teacher import Teacher, load_teacher
+from yolokd.terms.schedule import Stages
 
 SAME = dict(enumerate(NAMES))
 
@@ -347,3 +348,20 @@ def test_adapters_depend_on_the_seed_alone() -> None:
     _, other = tiny_criterion("dfmsd", seed=5)
     assert torch.equal(*weights)
     assert not torch.equal(weights[0], torch.cat([parameter.flatten() for parameter in other.adapters()]))
+
+
+def test_each_stage_has_the_shares_of_its_teachers() -> None:
+    """One class has none to rank: 0.4 / 2 on each of two methods, pcd's halved between its parts where it has both."""
+    args = tiny_args(method="dfmsd+pcd", teacher=["a.pt", "b.pt"], kd_share=0.4)
+    one = Pair((64, 128, 256), (64, 128, 256), (8, 16, 32), num_classes=1)
+    several = modules("dfmsd", "pcd")
+    both = {name: [build(name, one, vars(args)), several[name]] for name in several}
+    assert stage_shares(both, Stages.parse("auto", 2), args) == [
+        pytest.approx({"dfmsd": 0.2, "pcd_binary": 0.2, "pcd_grouped": 0.0}),
+        pytest.approx({"dfmsd": 0.2, "pcd_binary": 0.1, "pcd_grouped": 0.1}),
+    ]
+    (together,) = stage_shares(both, Stages.parse([], 2, together=True), args)
+    assert together == pytest.approx({"dfmsd": 0.2, "pcd_binary": 0.15, "pcd_grouped": 0.05})
+    fixed = tiny_args(method="dfmsd+pcd", teacher=["a.pt", "b.pt"], kd_gain=2.0, pcd_gain=3.0)
+    (together,) = stage_shares(both, Stages.parse([], 2, together=True), fixed)
+    assert together == {"dfmsd": 2.0, "pcd_binary": 6.0, "pcd_grouped": 6.0}

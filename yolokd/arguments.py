@@ -108,7 +108,7 @@ class Configured(_Host):
         try:
             with loading(safe, what=f"resume={resumed}", file=resumed):
                 super().__init__(config.merged_base(cfg), overrides, _callbacks)
-            self.methods, self.fits = config.terms(self.args.method), self.args.method == "fit"
+            self.methods, self.fits = self._with_a_gain(config.terms(self.args.method)), self.args.method == "fit"
             self._locate_teachers()
             self._check_precision()
             if self._begun and RANK in {-1, 0}:  # what the run began with, where the host writes what it goes on with
@@ -133,6 +133,13 @@ class Configured(_Host):
         ):
             if key in given and key not in unread and not needed:
                 LOGGER.warning(f"{key}={given[key]} does nothing without {sense}")
+
+    def _with_a_gain(self, methods: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the methods that act: one whose gain is 0 would cost its time and change nothing."""
+        off = [name for name in methods if not getattr(self.args, f"{name}_gain")]
+        if off and RANK in {-1, 0}:
+            LOGGER.warning(f"{' '.join(f'{name}_gain=0' for name in off)} leaves out {' and '.join(off)}")
+        return tuple(name for name in methods if name not in off)
 
     def _wind_clock(self) -> bool:
         """Add the clock's callbacks where they are missing, and return whether that of epochs was."""

@@ -34,7 +34,8 @@ class DistillationLoss(nn.Module):
     Attributes:
         task (Task): The criterion that the student would have had.
         methods (nn.ModuleDict): Each method's modules, one per teacher.
-        gains (dict[str, float]): Gain of each unit where `calibration` is None, else its wanted gradient share.
+        shares (list[dict[str, float]]): For each stage the gain of each unit where `calibration` is None, else its
+            wanted gradient share.
         calibration (GainCalibration | None): Measured gains.
         clock (Clock): Where the run is.
         lent (bool): Whether the terms are computed in evaluation too, without changing any state.
@@ -48,7 +49,7 @@ class DistillationLoss(nn.Module):
         base: Any,
         links: Sequence[Link],
         methods: Mapping[str, Sequence[DistillLoss]],
-        shares: Mapping[str, float],
+        shares: Sequence[Mapping[str, float]],
         schedule: Schedule,
         stages: Stages,
         calibrate: bool = True,
@@ -61,8 +62,8 @@ class DistillationLoss(nn.Module):
             base (Any): The student's own criterion, `model.init_criterion()`.
             links (Sequence[Link]): The teachers in order of their stages.
             methods (Mapping[str, Sequence[DistillLoss]]): For each method one module per teacher.
-            shares (Mapping[str, float]): Per unit (`method` or `method_part`) the wanted gradient share, or the fixed
-                gain where `calibrate` is False.
+            shares (Sequence[Mapping[str, float]]): For each stage and unit (`method` or `method_part`) the wanted
+                gradient share, or the fixed gain where `calibrate` is False.
             schedule (Schedule): Course of the terms.
             stages (Stages): Which teacher acts when.
             calibrate (bool): Whether the shares are gradient shares to be measured.
@@ -73,9 +74,9 @@ class DistillationLoss(nn.Module):
         self.links = list(links)
         self.methods: Any = nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in methods.items()})
         self.schedule, self.stages = schedule, stages
-        self.gains = dict(shares)
+        self.shares = [dict(units) for units in shares]
         self.by_confidence, self.every = by_confidence, every
-        self.calibration = GainCalibration(shares) if calibrate else None
+        self.calibration = GainCalibration(self.shares[0]) if calibrate else None
         self.clock = Clock()
         self.lent = False
         self.confidence = 0.5
@@ -109,6 +110,11 @@ class DistillationLoss(nn.Module):
     def stage(self) -> int:
         """The current stage, counted from 0."""
         return self.stages.at(self.clock.epoch, self.clock.epochs)
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """The gain of each unit in this stage where none is measured, else its wanted gradient share."""
+        return self.shares[self.stage]
 
     @property
     def factor(self) -> float:
@@ -178,7 +184,10 @@ class DistillationLoss(nn.Module):
                 "freeze= leaves no gradient at the neck, where features are distilled and kd_gain=auto measures; "
                 "freeze fewer layers, or use a logit method with a gain of your own, e.g. method=pcd kd_gain=1.0"
             )
-        if not self.calibration or not self.calibration.wants(self.clock.progress >= self.schedule.warmup):
+        if not self.calibration:
+            return
+        self.calibration.turn_to(self.stages.acting(self.stage), self.gains)
+        if not self.calibration.wants(self.clock.progress >= self.schedule.warmup):
             return
         if self.head is not None:
             feats, preds = replayed(self.head, feats)

@@ -152,20 +152,23 @@ def _compare(
     return bool(why)
 
 
-def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: bool) -> None:
+def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: bool) -> bool:
     """Put the student's own weights back where the look at the run asked for it, in all processes.
 
     Args:
         trainer (DistillationTrainer): A trainer that is set up.
         given (Mapping[str, torch.Tensor] | None): The student's own weights.
         keep (bool): What `check_run` returned in the first process; others are told.
+
+    Returns:
+        (bool): Whether they were put back.
     """
     together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     decision = [keep]
     if together:
         dist.broadcast_object_list(decision, 0)
     if not decision[0]:
-        return
+        return False
     student = unwrap_model(trainer.model)
     if given is not None:
         student.load_state_dict(given, strict=False)  # the criterion is not among them
@@ -176,6 +179,7 @@ def settle_start(trainer: Any, given: Mapping[str, torch.Tensor] | None, keep: b
     if trainer.ema:
         now = student.state_dict()
         trainer.ema.ema.load_state_dict({key: now[key] for key in trainer.ema.ema.state_dict()})
+    return True
 
 
 def _first_batches(trainer: Any) -> list[dict[str, Any]]:
@@ -255,7 +259,7 @@ class Beside(nn.Module):
         self.student, self.stride, self.names, self.yaml = student, student.stride, student.names, student.yaml
         self.criterion = deepcopy(criterion)
         self.criterion.calibration = None
-        self.criterion.gains = dict.fromkeys(criterion.gains, 1.0)
+        self.criterion.shares = [dict.fromkeys(units, 1.0) for units in criterion.shares]
         set_acting(self.criterion, epochs, close_mosaic)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:

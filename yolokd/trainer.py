@@ -22,6 +22,7 @@ from yolokd.errors import UserError
 from yolokd.memory import give_back
 from yolokd.pairs.assembly import build_criterion, check_pairs
 from yolokd.rng import preserved_rng
+from yolokd.saving.beginning import Beginning
 from yolokd.saving.ending import Ending
 from yolokd.saving.files import keep_rows, whole_checkpoints
 from yolokd.saving.handover import FOLDER_PREFIX, as_list, discard_run, save_teachers
@@ -30,7 +31,7 @@ from yolokd.students.kinds import check_kind
 from yolokd.students.new_classes import new_classes
 from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
-from yolokd.students.start import start_from_teacher
+from yolokd.students.start import Start, shared_start, start_from_teacher
 from yolokd.teachers.heads import class_names
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.teachers.teacher_run import fine_tune
@@ -41,7 +42,7 @@ from yolokd.unlabeled.feeding import Feeding
 _NORMS = ("kd/student_grad_norm", "kd/adapter_grad_norm")
 
 
-class Distilling(Configured, Ending, Feeding):
+class Distilling(Configured, Ending, Beginning, Feeding):
     """What distillation adds to an Ultralytics trainer; mixed in before the task's own trainer class.
 
     With `method=none` and `method=ultralytics` every override hands over to the host unchanged; checkpoints are whole
@@ -134,8 +135,10 @@ class Distilling(Configured, Ending, Feeding):
             models, names = [teacher for teacher, _ in loaded], self.data["names"]
             if self.methods:
                 check_pairs(model, teachers, self.methods, self.args)  # before a fit takes its time
-            given = start_from_teacher(model, models, self.sample_images, names, self.args, *brought)
-            self._given_weights = given if self.methods else None
+            found = Start()
+            if RANK in {-1, 0}:  # the others wait for what is found here
+                found = start_from_teacher(model, models, self.sample_images, names, self.args, *brought)
+            self._fitted_start = shared_start(model, found)
         if self.fits:
             return
         if check:
@@ -161,13 +164,17 @@ class Distilling(Configured, Ending, Feeding):
                 if "no trainable parameters" not in str(error):
                     raise
                 raise UserError(f"freeze={self.args.freeze} leaves nothing to train; freeze fewer layers") from error
+        models, start = self.__dict__.pop("_preflight_models", None), self.__dict__.pop("_fitted_start", Start())
+        kept = False
         if self.criterion:
             if self.args.compile:
                 student: Any = unwrap_model(self.model)
                 self.criterion.replay_through(student.model[-1])
-            models, given = self.__dict__.pop("_preflight_models", None), self.__dict__.pop("_given_weights", None)
             if self.args.kd_preflight and not self.resume:
-                preflight.settle_start(self, given, bool(models) and preflight.check_run(self, models, given))
+                keep = bool(models) and preflight.check_run(self, models, start.given)
+                kept = preflight.settle_start(self, start.given, keep)
+        if start.fitted and not kept:
+            self.remember_start()
 
     def get_validator(self) -> Any:
         """Return the host's validator, which knows only the host's keys."""

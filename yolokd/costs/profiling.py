@@ -118,7 +118,7 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
     Args:
         overrides (Mapping[str, Any]): Train arguments, the host's and ours, with `teacher`.
         rounds (int): Steps that are measured.
-        memory (bool): Measure the peak memory too; on a CPU in a new process for each of the three.
+        memory (bool): Measure the peak memory too, in a new process for each of the three.
 
     Returns:
         (dict[str, Any]): `parts` (seconds by part of a step that distils), `steps` (median seconds, ratio to plain
@@ -126,6 +126,7 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
     """
     arms = _arms(overrides)
     with tempfile.TemporaryDirectory(prefix="yolokd-profile-") as folder, redirect_stdout(StringIO()):
+        peaks = {name: peak(settings, folder) if memory else None for name, settings in arms.items()}
         rehearsals = {name: Rehearsal(settings, folder) for name, settings in arms.items()}
         for rehearsal in rehearsals.values():
             rehearsal.measure_gains()
@@ -142,7 +143,6 @@ def profile(overrides: Mapping[str, Any], rounds: int = 10, memory: bool = True)
         for _ in range(rounds + 2):
             step()
         watch.next_step()
-        peaks = {name: peak(settings, folder, device) if memory else None for name, settings in arms.items()}
     return {
         "device": str(device),
         "parts": {name: median(values[1:]) for name, values in watch.parts.items()},
@@ -163,12 +163,8 @@ def _arms(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {**arms, OURS: dict(overrides)}
 
 
-def peak(settings: Mapping[str, Any], folder: str, device: torch.device) -> int:
-    """Return the peak memory of some steps in bytes, in a process of their own where there is no counter to reset."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return steps_peak(dict(settings), folder)
+def peak(settings: Mapping[str, Any], folder: str) -> int:
+    """Return the peak memory of some steps in bytes, in a process of their own: what others hold does not count."""
     with get_context("spawn").Pool(1) as pool:
         return int(pool.apply(steps_peak, (dict(settings), folder)))
 

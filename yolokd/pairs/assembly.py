@@ -51,6 +51,29 @@ def unit_shares(modules: Mapping[str, Any], args: Any) -> dict[str, float]:
     return shares
 
 
+def stage_shares(modules: Mapping[str, Sequence[Any]], stages: Stages, args: Any) -> list[dict[str, float]]:
+    """Return for each stage the shares or fixed gains of all units of the run, 0 for those that its teachers have not.
+
+    A teacher that knows a single one of the data's classes has no classes to rank, for one. A gradient share is the
+    mean over teachers that act together, as their terms are; a fixed gain is that of those which have the unit.
+
+    Args:
+        modules (Mapping[str, Sequence[DistillLoss]]): For each method one module per teacher.
+        stages (Stages): Which teacher acts when.
+        args (SimpleNamespace): The run's arguments.
+    """
+    own = [unit_shares({name: items[i] for name, items in modules.items()}, args) for i in range(stages.teachers)]
+    units = dict.fromkeys(unit for shares in own for unit in shares)
+    found = []
+    for stage in range(stages.count):
+        acting = [own[index] for index in stages.acting(stage)]
+        if args.kd_gain == "auto":
+            found.append({unit: sum(shares.get(unit, 0.0) for shares in acting) / len(acting) for unit in units})
+        else:
+            found.append({unit: max(shares.get(unit, 0.0) for shares in acting) for unit in units})
+    return found
+
+
 def build_criterion(
     model: Any, teachers: Sequence[Teacher], methods: Sequence[str], args: Any, boxes: bool = False
 ) -> DistillationLoss:
@@ -86,13 +109,14 @@ def build_criterion(
         read = [branch for branch in teacher.branches if branch in wanted]
         teacher.prepare(device, read, args.kd_teacher_dtype, boxes or read_boxes, args.kd_compile, layout)
     points = args.dfmsd_stages if "dfmsd" in methods else []
+    stages = Stages.parse(points, len(teachers), args.kd_teachers == "together")
     criterion = DistillationLoss(
         base=model.init_criterion(),
         links=links,
         methods=modules,
-        shares=unit_shares({name: items[0] for name, items in modules.items()}, args),
+        shares=stage_shares(modules, stages, args),
         schedule=Schedule(args.kd_warmup, args.kd_decay, args.kd_stop),
-        stages=Stages.parse(points, len(teachers), args.kd_teachers == "together"),
+        stages=stages,
         calibrate=args.kd_gain == "auto",
         by_confidence=args.kd_teacher_weights == "confidence",
         every=int(args.kd_every),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 from yolokd.errors import UserError
 from yolokd.memory import Found, give_back, where_it_fits
@@ -21,6 +23,20 @@ from yolokd.teachers.heads import class_names
 LOGGER = logging.getLogger("ultralytics")
 
 
+@dataclass(frozen=True)
+class Start:
+    """What was done about the weights that a student starts from.
+
+    Attributes:
+        fitted (bool): Whether its layers were fitted to its teacher's.
+        given (dict[str, torch.Tensor] | None): The given weights that `kd_init=auto` has replaced, which the preflight
+            puts back where no teacher is better than they are; None where none were.
+    """
+
+    fitted: bool = False
+    given: dict[str, torch.Tensor] | None = None
+
+
 def start_from_teacher(
     student: Any,
     teachers: Sequence[Any],
@@ -29,7 +45,7 @@ def start_from_teacher(
     args: Any,
     random: bool,
     new: Collection[int] = (),
-) -> dict[str, torch.Tensor] | None:
+) -> Start:
     """Let a student start from its teacher's weights where `kd_init` says so, or say why it does not.
 
     Random weights are replaced wherever a teacher is of the student's family. With `kd_init=auto`, others are where the
@@ -49,14 +65,13 @@ def start_from_teacher(
         new (Collection[int]): Classes whose logits given weights do not have.
 
     Returns:
-        (dict[str, torch.Tensor] | None): The given weights that `kd_init=auto` has replaced, which the preflight puts
-            back where no teacher is better than they are; None where none were.
+        (Start): What was done.
 
     Raises:
         UserError: With `kd_init=teacher` or `method=fit` and no teacher of the student's family.
     """
     if args.kd_init == "none":
-        return None
+        return Start()
     layers = args.freeze if isinstance(args.freeze, list) else range(args.freeze or 0)  # checked with the keys
     frozen = () if random else tuple(f"model.{index}." for index in layers)
     teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
@@ -74,7 +89,7 @@ def start_from_teacher(
             if fused:
                 LOGGER.info(f"distillation: no teacher is of the student's family{fused}, so it keeps its weights")
             _fit_new(student, teachers, images, names, args, new, frozen)
-        return None
+        return Start()
     learned = learned_names(names, args.classes)
     classes = _known(teacher, names, learned, args)
     unknown = {index: name for index, name in learned.items() if index not in classes}
@@ -84,14 +99,14 @@ def start_from_teacher(
             f"(kd_init=teacher takes weights fitted to it all the same)"
         )
         _fit_new(student, teachers, images, names, args, new, frozen)
-        return None
+        return Start()
     begin, last = perf_counter(), output_layers(student)
     seen = images() if last else torch.zeros(0)
     if not len(seen):  # no image can be read, or no grid of outputs is there to be fitted
         if random or args.kd_init == "teacher":
             share = _select(student, teacher, classes, frozen)
             LOGGER.info(f"distillation: the student starts from its teacher's weights, {share:.0%} of its own selected")
-        return None
+        return Start()
     LOGGER.info(f"distillation: fitting the student's layers to its teacher's on {len(seen)} images ...")
     compared = not random and args.kd_init == "auto"
 
@@ -112,7 +127,7 @@ def start_from_teacher(
                 f"({len(seen)} images); weights fitted to the teacher's {found:.0%} (kd_init=teacher takes them)"
             )
             _fit_new(student, [teacher], lambda: seen, names, args, new, frozen)
-            return None
+            return Start()
         text = f", its own {own:.0%} (kd_init=none keeps these)"
     else:
         text = "" if random else " (kd_init=none keeps its own)"
@@ -131,7 +146,26 @@ def start_from_teacher(
         f"teacher's outputs{text or ' (kd_init=none starts from random ones)'}; {len(seen)} images, "
         f"{perf_counter() - begin:.0f} s"
     )
-    return None if random or args.kd_init == "teacher" else given
+    return Start(True, None if random or args.kd_init == "teacher" else given)
+
+
+def shared_start(student: Any, start: Start) -> Start:
+    """Give all processes of a run the student as it stands in the first one.
+
+    Args:
+        student (nn.Module): The student of this process.
+        start (Start): What the first process has done; of the others it is not read.
+
+    Returns:
+        (Start): The first one's, but for the given weights, which stay with it.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return start
+    fitted = [start.fitted]
+    dist.broadcast_object_list(fitted, 0)
+    for value in student.state_dict().values():
+        dist.broadcast(value, 0)
+    return Start(fitted[0], start.given)
 
 
 def _fit_new(

@@ -74,9 +74,24 @@ class GainCalibration:
             shares (Mapping[str, float]): Wanted ratio per unit; 0 leaves a unit without effect.
         """
         self.shares = dict(shares)
+        self.teachers: list[int] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         self.gains = dict.fromkeys(self.shares, 0.0)
         self.window = 0
         self._restart()
+
+    def turn_to(self, teachers: Sequence[int], shares: Mapping[str, float]) -> None:
+        """Measure the terms of the teachers that act now, from the start where those before were others.
+
+        Args:
+            teachers (Sequence[int]): Their indices.
+            shares (Mapping[str, float]): Wanted ratio per unit beside them.
+        """
+        before, self.teachers, self.shares = self.teachers, list(teachers), dict(shares)
+        if before not in (None, self.teachers):
+            self._begin()
 
     def _restart(self) -> None:
         self.sums = {unit: [0.0, 0.0, 0] for unit in self.shares}  # task norms, unit norms, batches
@@ -142,6 +157,7 @@ class GainCalibration:
             "window": self.window,
             "sums": {k: list(v) for k, v in self.sums.items()},
             "looks": self.looks,
+            "teachers": self.teachers,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -149,3 +165,4 @@ class GainCalibration:
         self.gains, self.window = dict(state["gains"]), int(state["window"])
         self.sums = {k: list(v) for k, v in state["sums"].items()}
         self.looks = int(state.get("looks", 0))
+        self.teachers = state.get("teachers")
