@@ -257,6 +257,21 @@ def test_the_precision_is_the_processors_own_unless_it_is_given(fast: bool, monk
     assert close(found, exact, 0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_mixed_precision_the_weights_are_held_in_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As autocast would bring them to it in each step: the outputs are the same to the bit, from the first call on."""
+    monkeypatch.setattr("yolokd.teachers.teacher.bfloat16_is_fast", lambda device: False)
+    images, bare = torch.rand(1, 3, 64, 64), prepared(tiny_model(seed=2), dtype="auto")
+    monkeypatch.setattr(bare, "_hold", lambda dtype: None)
+    teacher = prepared(tiny_model(seed=2), dtype="auto")
+    for _ in range(2):
+        with torch.autocast("cpu", dtype):
+            expected, found = bare(images), teacher(images)
+        assert found.feats[0].dtype is dtype and teacher.model.model[0].conv.weight.dtype is dtype
+        assert torch.equal(found.branches["one2many"].logits, expected.branches["one2many"].logits)
+        assert all(torch.equal(a, b) for a, b in zip(found.feats, expected.feats))
+
+
 def test_untrained_models_are_known_by_their_batch_statistics() -> None:
     assert is_untrained(tiny_model(trained=False))
     assert not is_untrained(tiny_model())

@@ -6,6 +6,7 @@ import gc
 import os
 import tempfile
 from collections.abc import Collection
+from copy import deepcopy
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
@@ -142,7 +143,7 @@ class Distilling(Configured, Ending, Beginning, Feeding):
         if self.fits:
             return
         if check:
-            self._preflight_models = [load_teacher(teacher)[0] for teacher, _ in loaded]
+            self._preflight_models = [deepcopy(teacher) for teacher, _ in loaded]
         self.criterion = build_criterion(model, teachers, self.methods, self.args)
         put_on(model, self.criterion)
 

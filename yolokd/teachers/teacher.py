@@ -216,10 +216,15 @@ class Teacher:
         elif bfloat16_is_fast(device):
             self.dtype = torch.bfloat16
         if self.dtype not in {None, torch.float32}:
-            for module in self.model.model[:-1].modules():  # the head is read in float32 too, see `towers`
-                if isinstance(module, nn.Conv2d):
-                    module.to(self.dtype)  # as autocast would at every call
+            self._hold(self.dtype)
         return self
+
+    def _hold(self, dtype: torch.dtype) -> None:
+        """Keep the convolutions in the type that autocast would bring them to at every call."""
+        self.dtype = dtype
+        for module in self.model.model[:-1].modules():  # the head is read in float32 too, see `towers`
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype)
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.dtype is None:
@@ -229,7 +234,9 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Output:
         """Return neck maps and raw branches for the student's images with shape (B, C, H, W) in [0, 1]."""
-        seen = self.sight(images.float())
+        seen, kind = self.sight(images.float()), images.device.type
+        if self.dtype is None and torch.is_autocast_enabled(kind):  # the student's mixed precision, from the first step
+            self._hold(torch.get_autocast_dtype(kind))
         with self._precision(images.device):
             output = read_output(self._run(seen.contiguous(memory_format=self.layout)))
         branches = output.branches
