@@ -55,6 +55,7 @@ class DistillationLoss(nn.Module):
         calibrate: bool = True,
         by_confidence: bool = False,
         every: int = 1,
+        confidence: float = 0.5,
     ):
         """Join base criterion, teachers and methods.
 
@@ -69,17 +70,17 @@ class DistillationLoss(nn.Module):
             calibrate (bool): Whether the shares are gradient shares to be measured.
             by_confidence (bool): Whether teachers that act together are weighted by their confidence, else equally.
             every (int): Distil on every so many steps only, with the terms multiplied by that number.
+            confidence (float): Teacher's probability from which an anchor of an image without labels is an object.
         """
         super().__init__()
         self.links = list(links)
         self.methods: Any = nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in methods.items()})
         self.schedule, self.stages = schedule, stages
         self.shares = [dict(units) for units in shares]
-        self.by_confidence, self.every = by_confidence, every
+        self.by_confidence, self.every, self.confidence = by_confidence, every, confidence
         self.calibration = GainCalibration(self.shares[0]) if calibrate else None
         self.clock = Clock()
         self.lent = False
-        self.confidence = 0.5
         self.head = None
         self.watch = TermWatch()
         self.finite = FiniteTerms(methods)

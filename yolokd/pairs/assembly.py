@@ -120,8 +120,8 @@ def build_criterion(
         calibrate=args.kd_gain == "auto",
         by_confidence=args.kd_teacher_weights == "confidence",
         every=int(args.kd_every),
+        confidence=float(args.kd_unlabeled_confidence),
     )
-    criterion.confidence = float(args.kd_unlabeled_confidence)
     return criterion.to(device).to(memory_format=layout)
 
 

@@ -18,7 +18,7 @@ PREDICTIONS = "predictions.json.gz"
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
 CONTROLS = {"none": "plain training", "ultralytics": "Ultralytics' distillation"}
 BOOTSTRAP_SAMPLES = 1000
-WEIGHTS = "best.pt, of the epoch that Ultralytics rated best on the val split, or of a fitted start that none has reached"
+WEIGHTS = "best.pt, which Ultralytics rated best on the val split: of an epoch, or a fitted start that none has reached"
 LAST = "best.pt, which is the last epoch where none is rated before (val=False)"
 
 Bootstrapper = Callable[[Mapping[str, Any], Mapping[str, Any]], "Bootstrap | None"]
