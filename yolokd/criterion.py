@@ -39,7 +39,6 @@ class DistillationLoss(nn.Module):
         calibration (GainCalibration | None): Measured gains.
         clock (Clock): Where the run is.
         lent (bool): Whether the terms are computed in evaluation too, without changing any state.
-        confidence (float): Teacher's probability from which an anchor of an image without labels counts as an object.
         head (nn.Module | None): The student's head where the student is compiled: such a graph hides the neck maps
             from the gradients that are measured, so the head is run once more for them.
     """
