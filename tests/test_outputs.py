@@ -11,6 +11,7 @@ from ultralytics.utils.ops import xywh2xyxy
 
 from tests.tiny import NAMES, tiny_batch, tiny_model
 from yolokd.outputs import View, read_output
+from yolokd.taps import Taps
 
 COUNT = 64 + 16 + 4  # anchors of a 64x64 image on strides 8, 16 and 32
 
@@ -82,6 +83,20 @@ def test_boxes_are_decoded_in_float32_under_autocast_too(dtype: torch.dtype) -> 
     expected = taps.decoded()
     with torch.autocast("cpu", dtype):
         assert torch.equal(taps.decoded(), expected)
+
+
+@pytest.mark.parametrize("bins", [1, 16])
+@pytest.mark.parametrize("turned", [False, True])
+def test_boxes_of_some_anchors_are_those_among_all(bins: int, turned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.randn(2, 15, 4 * bins, generator=generator)
+    angles = torch.randn(2, 15, 1, generator=generator) if turned else None
+    taps = Taps([torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 1, 3)], (8, 16), boxes=boxes, angles=angles)
+    rows = torch.tensor([1, 0, 1, 1]), torch.tensor([14, 3, 0, 12])
+    found = taps.decoded(rows)
+    assert found.shape == (4, 4)
+    torch.testing.assert_close(found, taps.decoded()[rows])
+    assert taps.decoded(tuple(row[:0] for row in rows)).shape == (0, 4)
 
 
 def test_decoded_boxes_of_the_one_to_one_branch_are_the_hosts_own() -> None:

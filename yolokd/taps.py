@@ -61,22 +61,34 @@ class Taps:
             strides.append(torch.full((height * width, 1), float(stride), device=device))
         return torch.cat(centres), torch.cat(strides)
 
-    def decoded(self) -> torch.Tensor:
-        """Return the predicted boxes in pixels as x1, y1, x2, y2 with shape (B, A, 4), in float32.
+    def decoded(self, rows: tuple[torch.Tensor, ...] | None = None) -> torch.Tensor:
+        """Return the predicted boxes in pixels as x1, y1, x2, y2, in float32.
 
         Around a rotated box this is the smallest upright one.
+
+        Args:
+            rows (tuple[torch.Tensor, ...], optional): Image and anchor index of the N anchors to decode, each with
+                shape (N,), int64; None for all.
+
+        Returns:
+            (torch.Tensor): Boxes with shape (B, A, 4), or (N, 4) of the anchors asked for.
         """
         assert self.boxes is not None, "these taps carry no box output"
-        batch, count, channels = self.boxes.shape
-        distances = self.boxes.float()
-        if channels > 4:  # a distribution over R bins per side: its expectation
-            bins = torch.arange(channels // 4, device=distances.device, dtype=torch.float32)
-            shares = distances.view(batch, count, 4, -1).softmax(-1)  # (B, A, 4, R)
-            distances = (shares * bins).sum(-1)  # (B, A, 4); autocast would run a product of matrices in half precision
-        centres, strides = self.anchors()
+        distances, angles, (centres, strides) = self.boxes, self.angles, self.anchors()
+        if rows is not None:
+            distances, angles = distances[rows], angles if angles is None else angles[rows]
+            centres, strides = centres[rows[1]], strides[rows[1]]
+        distances = distances.float()
+        bins = distances.shape[-1] // 4
+        if bins > 1:  # a distribution over R bins per side: its expectation
+            places = torch.arange(bins, device=distances.device, dtype=torch.float32)
+            shares = distances.unflatten(-1, (4, bins)).softmax(-1)  # (..., 4 * R) -> (..., 4, R)
+            distances = (shares * places).sum(
+                -1
+            )  # (..., 4); autocast would run a product of matrices in half precision
         left_top, right_bottom = (distances * strides).chunk(2, dim=-1)
-        if self.angles is not None:
-            cos, sin = self.angles.float().cos(), self.angles.float().sin()  # (B, A, 1)
+        if angles is not None:
+            cos, sin = angles.float().cos(), angles.float().sin()  # (..., 1)
             x, y = ((right_bottom - left_top) / 2).chunk(2, dim=-1)
             centres = centres + torch.cat((x * cos - y * sin, x * sin + y * cos), dim=-1)
             extent = left_top + right_bottom

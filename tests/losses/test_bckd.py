@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
 from tests.losses.fitting import fit
 from tests.oracles import logits as oracle
 from yolokd.errors import UserError
-from yolokd.losses.bckd import BCKDLoss
+from yolokd.losses.bckd import BCKDLoss, score_difference
 from yolokd.ops.anchors import overlap_distance
 from yolokd.taps import Taps, Targets
 
@@ -54,6 +57,59 @@ def test_module_equals_the_loop_version(reg_max: int) -> None:
     boxes = [taps.decoded().detach()[mask].double().numpy() for taps in (student, teacher)]
     expected = oracle.bckd_box(*boxes, ours[mask].numpy(), theirs[mask].numpy(), count)
     assert parts["box"].item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("reg_max", [1, 16])
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16], ids=str)
+def test_the_box_part_is_that_of_all_anchors_times_the_mask(reg_max: int, half: torch.dtype | None) -> None:
+    pair = random_pair(student_reg_max=reg_max)
+    student, teacher = random_taps(pair, dtype=torch.float64)
+    targets = random_targets(student)
+    targets.positives[1] = False  # an image without objects
+    weights = score_difference(student.logits, teacher.logits) * targets.positives
+    distances = overlap_distance(student.decoded(), teacher.decoded())
+    expected = (weights * distances).sum() / targets.positives.sum()
+    (wanted,) = torch.autograd.grad(expected, student.boxes)
+    with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
+        found = BCKDLoss(pair, cls=0.0).parts(student, teacher, targets)["box"]
+    (grad,) = torch.autograd.grad(found, student.boxes)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-9)
+    assert bool(grad[0].any()) and not grad[1].any() and not grad[~targets.positives].any()
+
+
+def test_without_positives_the_box_part_is_a_zero_with_a_graph() -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    targets = random_targets(student, objects=0)
+    value = BCKDLoss(pair, cls=0.0).parts(student, teacher, targets)["box"]
+    value.backward()
+    assert value.item() == 0 and student.boxes.grad is not None and not student.boxes.grad.any()
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators, and refuses masks as indices, which are read back to the host each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        indices = [item for arg in args if isinstance(arg, list) for item in arg if torch.is_tensor(item)]
+        assert not any(item.dtype == torch.bool for item in indices), f"{func} takes a mask"
+        self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_back_to_the_host_once() -> None:
+    pair = random_pair()
+    student, teacher = random_taps(pair)
+    targets = random_targets(student)
+    with Calls() as calls:
+        BCKDLoss(pair)(student, teacher, targets).backward()
+    assert calls.names["nonzero"] == 1 and not calls.names["_local_scalar_dense"]
+    with pytest.raises(AssertionError, match="takes a mask"), Calls():
+        student.boxes[targets.positives]
 
 
 def test_gradcheck_of_the_overlap() -> None:

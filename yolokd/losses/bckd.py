@@ -74,6 +74,8 @@ class BCKDLoss(DistillLoss):
             values = binary_distillation(student.logits, teacher.logits, self.beta)  # (B, A)
             terms["cls"] = values.sum() / positives
         if self.part_gains["box"]:
-            weights = score_difference(student.logits, teacher.logits) * targets.positives
-            terms["box"] = (weights * overlap_distance(student.decoded(), teacher.decoded())).sum() / positives
+            rows = targets.positives.nonzero(as_tuple=True)  # N positives
+            weights = score_difference(student.logits[rows], teacher.logits[rows])  # (N,)
+            distances = overlap_distance(student.decoded(rows), teacher.decoded(rows))
+            terms["box"] = (weights * distances).sum() / positives
         return terms
