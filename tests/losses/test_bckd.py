@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import generalized_box_iou_loss
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
 from tests.losses.fitting import fit
@@ -116,6 +117,17 @@ def test_gradcheck_of_the_overlap() -> None:
     student = torch.tensor([[0.0, 0.0, 4.0, 5.0], [3.0, 3.0, 9.0, 8.0], [20.0, 20.0, 22.0, 23.0]], dtype=torch.float64)
     teacher = torch.tensor([[1.0, 1.0, 6.0, 4.0], [2.0, 1.0, 7.0, 9.0], [1.0, 1.0, 3.0, 4.0]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: overlap_distance(s, teacher), student.requires_grad_())
+
+
+def test_the_overlap_has_the_values_and_gradients_of_torchvisions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.rand(2, 200, 4, generator=generator, dtype=torch.float64).mul(50)
+    corners = [torch.cat((boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1), dim=1) for boxes in (student, teacher)]
+    ours, theirs = (corners[0].clone().requires_grad_() for _ in range(2))
+    found, expected = overlap_distance(ours, corners[1]), generalized_box_iou_loss(theirs, corners[1])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    (found.sum() + expected.sum()).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
 
 
 def test_the_box_part_sends_no_gradient_to_the_logits() -> None:

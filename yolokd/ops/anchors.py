@@ -83,7 +83,8 @@ def overlap_distance(student_boxes: torch.Tensor, teacher_boxes: torch.Tensor, e
     teacher_boxes = teacher_boxes.detach()
 
     def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        return (high - low).clamp_min(0).prod(-1)
+        width, height = (high - low).clamp_min(0).unbind(-1)
+        return width * height
 
     (s_low, s_high), (t_low, t_high) = student_boxes.chunk(2, dim=-1), teacher_boxes.chunk(2, dim=-1)
     inner = area(torch.maximum(s_low, t_low), torch.minimum(s_high, t_high))
