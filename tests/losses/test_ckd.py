@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 
 from tests.loss_contract import LossContract, leaves, random_pair, random_taps, random_targets
 from tests.losses.fitting import fit
@@ -20,7 +21,7 @@ from tests.oracles import regions as oracle
 from tests.oracles.features import standardize
 from yolokd.losses.ckd import CKDLoss, contrast, gathered, overlapping
 from yolokd.ops.pooling import pool
-from yolokd.ops.regions import propose
+from yolokd.ops.regions import pairwise_iou, propose
 
 LARGE = [(36, 44), (18, 22), (9, 11)]  # an image of 288 x 352 pixels: regions on all three levels
 EMPTY = torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool)
@@ -95,6 +96,20 @@ def test_overlapping_regions_of_one_image_are_no_negatives() -> None:
     assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.7), torch.eye(6, dtype=torch.bool))
     real[1, 2] = False  # a row that does not count is nobody's negative
     assert torch.equal(overlapping(boxes.expand(2, 3, 4), real, 0.7)[:, 5], torch.ones(6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("batch", "count"), [(1, 1), (3, 17), (5, 8)])
+def test_overlapping_regions_are_those_of_all_pairs_of_one_image(batch: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(batch, count, 4, generator=generator, dtype=torch.float64)
+    regions = torch.cat((drawn[..., :2] * 30, drawn[..., :2] * 30 + 20 + drawn[..., 2:] * 30), dim=-1)
+    regions[-1, -1] = regions[0, 0]  # equal boxes of two images, where there are two
+    real = torch.rand(batch, count, generator=generator) < 0.8
+    rows, image = regions.flatten(0, 1), torch.arange(batch).repeat_interleave(count)
+    close = (box_iou(rows, rows) > 0.5) & (image[:, None] == image)
+    assert torch.equal(overlapping(regions, real, 0.5), close | ~real.flatten())
+    assert close.sum() > len(rows) or count == 1
+    torch.testing.assert_close(pairwise_iou(regions), torch.stack([box_iou(boxes, boxes) for boxes in regions]))
 
 
 def test_an_overlap_at_the_threshold_is_still_a_negative() -> None:

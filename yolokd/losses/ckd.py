@@ -9,12 +9,11 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import box_iou
 
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import as_float, standardize
 from yolokd.ops.pooling import pool
-from yolokd.ops.regions import Proposer, as_rois, filled, rows_by_level, split_by_level
+from yolokd.ops.regions import Proposer, as_rois, filled, pairwise_iou, rows_by_level, split_by_level
 from yolokd.taps import Pair, Taps, Targets
 
 
@@ -63,12 +62,9 @@ def overlapping(regions: torch.Tensor, real: torch.Tensor, threshold: float) -> 
     Returns:
         (torch.Tensor): Mask with shape (B * R, B * R), bool.
     """
-    batch, count = regions.shape[:2]
-    rows = regions.flatten(0, 1)
-    image = torch.arange(batch, device=regions.device).repeat_interleave(count)
-    same = image[:, None] == image[None]
-    close: torch.Tensor = box_iou(rows, rows) > threshold
-    return (same & close) | ~real.flatten()
+    close = pairwise_iou(regions) > threshold  # (B, R, R)
+    blocks = torch.diag_embed(close.permute(1, 2, 0), dim1=0, dim2=2)  # (R, R, B) -> (B, R, B, R)
+    return blocks.flatten(2).flatten(0, 1) | ~real.flatten()
 
 
 def gathered(keys: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -197,6 +197,24 @@ def filled(rows: torch.Tensor, least: int) -> torch.Tensor:
     return nn.functional.pad(rows, (0, 0, 0, -len(rows) % step))
 
 
+def pairwise_iou(regions: torch.Tensor) -> torch.Tensor:
+    """Return the IoU of the regions of an image with each other.
+
+    Args:
+        regions (torch.Tensor): Boxes with an area as x1, y1, x2, y2 with shape (B, R, 4).
+
+    Returns:
+        (torch.Tensor): IoU in [0, 1] with shape (B, R, R).
+    """
+    low, high = regions.chunk(2, dim=-1)  # (B, R, 2)
+    width, height = (high - low).unbind(-1)
+    area = width * height
+    first, last = torch.maximum(low[:, :, None], low[:, None]), torch.minimum(high[:, :, None], high[:, None])
+    width, height = (last - first).clamp_min(0).unbind(-1)  # (B, R, R)
+    inner = width * height
+    return inner / (area[:, :, None] + area[:, None] - inner)
+
+
 def as_rois(regions: torch.Tensor) -> torch.Tensor:
     """Return boxes with shape (B, R, 4) as rows of image index and box with shape (B * R, 5)."""
     batch, count = regions.shape[:2]
