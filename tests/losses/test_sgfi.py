@@ -115,7 +115,7 @@ def test_module_equals_the_loop_version(align: bool) -> None:
         pair.strides,
         [[through(conv) for conv in adapters] for adapters in module.adapters],
         [through(embedding) for embedding in module.embeddings],
-        tau=math.log1p(math.exp(-0.3)),
+        tau=0.01 + math.log1p(math.exp(-0.3)),
         align=align,
     )
     assert module(student, teacher, targets).item() == pytest.approx(expected, rel=1e-5)
@@ -139,7 +139,13 @@ def test_the_same_level_alone_by_hand() -> None:
 
 def test_temperature_starts_at_one_stays_positive_and_does_not_decay() -> None:
     module = SGFILoss(random_pair())
-    assert module.temperature().item() == pytest.approx(1.0)
+    assert module.temperature().item() == 1
+    for value in (-5.0, 0.4):  # the softplus of the first is below 0.01
+        module.logit_scale.data.fill_(value)
+        tau = module.temperature()
+        assert tau.item() == pytest.approx(0.01 + math.log1p(math.exp(value)), rel=1e-6)
+        (grad,) = torch.autograd.grad(tau, module.logit_scale)
+        assert grad.item() == pytest.approx(1 / (1 + math.exp(-value)), rel=1e-6)
     module.logit_scale.data.fill_(-50.0)
     assert module.temperature().item() == pytest.approx(0.01)
     names = [name for name, p in module.named_parameters() if p.ndim == 1 and "bias" not in name]

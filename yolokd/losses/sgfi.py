@@ -20,6 +20,7 @@ from yolokd.taps import Pair, Taps, Targets
 
 Match = Literal["soft", "same"]
 SIZE = 7  # bins per side of a region; two convolutions of stride 2 take it to 1
+MIN_TEMPERATURE = 0.01
 SAMPLES = 1  # per side of a bin; with 2, pooling and its gradient take four times as long
 
 
@@ -95,12 +96,12 @@ class SGFILoss(DistillLoss):
           its size. For each teacher level there is one f_embed and one 1x1 f_adap per student level.
         - Regions are the labelled boxes and the student's own detached predictions, positives by the task's assignment.
         - f_embed has its ReLU between the two convolutions, not after them, so that similarities have both signs.
-        - tau is the softplus of a parameter, at least 0.01, and starts at 1.
+        - tau is 0.01 plus the softplus of a parameter, which has a gradient everywhere, and starts at 1.
         - `align` standardises mixture and teacher per channel, over the regions of the same teacher level.
         - `match="same"` is the paper's comparison without its idea: the student's level of the same stride alone.
 
     Attributes:
-        logit_scale (nn.Parameter): Softplus gives the temperature tau; shape (1,). With `match="soft"` only.
+        logit_scale (nn.Parameter): Its softplus is the temperature tau less 0.01; shape (1,). With `match="soft"` only.
     """
 
     name: ClassVar[str] = "sgfi"
@@ -139,11 +140,11 @@ class SGFILoss(DistillLoss):
         self.adapters = nn.ModuleList(Adapters(pair.student_channels, [c] * levels) for c in pair.teacher_channels)
         if match == "soft":
             self.embeddings = nn.ModuleList(Embedding(c, embed) for c in pair.teacher_channels)
-            self.logit_scale = nn.Parameter(torch.full((1,), math.log(math.e - 1)))  # softplus gives 1
+            self.logit_scale = nn.Parameter(torch.full((1,), math.log(math.expm1(1 - MIN_TEMPERATURE))))  # tau is 1
 
     def temperature(self) -> torch.Tensor:
-        """Return the temperature of the level softmax with shape (1,)."""
-        return F.softplus(as_float(self.logit_scale)).clamp_min(0.01)
+        """Return the temperature of the level softmax, at least 0.01, with shape (1,)."""
+        return MIN_TEMPERATURE + F.softplus(as_float(self.logit_scale))
 
     def matched(
         self, student: Taps, teacher: Taps, level: int, rois: torch.Tensor
