@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from tests.loss_contract import leaves, random_pair, random_taps, random_targets
 from yolokd.losses import LOSSES
-from yolokd.ops.eager import eager
+from yolokd.ops.eager import eager, level_mean
 
 
 def cubic(scale: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -90,6 +91,41 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
         grad.sum().backward()
 
 
+def test_the_mean_over_levels_by_hand() -> None:
+    """(2 * 3 * 5 + 4 * 1 * 5 - 1) / 2 = 24.5; by the maps 3 * 5 / 2 and 1 * 5 / 2, by the shared one (6 + 4) / 2."""
+    student = [torch.tensor([2.0], requires_grad=True), torch.tensor([4.0], requires_grad=True)]
+    teacher = [torch.zeros(1), torch.ones(1, requires_grad=True)]
+    layers = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(2))
+    for layer, value in zip(layers, (3.0, 1.0)):
+        nn.init.constant_(layer.weight, value)
+    shared, unused = nn.Parameter(torch.tensor(5.0)), nn.ModuleList(nn.Linear(1, 1) for _ in range(2))
+
+    def term(index: int, reference: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+        return (layers[index](feat) * shared - reference).sum()
+
+    mean = level_mean(term, student, teacher, layers, unused, shared=[shared])
+    mean.backward()
+    assert mean.item() == 24.5 and [feat.grad.item() for feat in student] == [7.5, 2.5]
+    assert [layer.weight.grad.item() for layer in layers] == [5.0, 10.0] and shared.grad.item() == 5.0
+    assert teacher[1].grad is None and not any(parameter.grad.any() for parameter in unused.parameters())
+    for short in ((student[:1], teacher), (student, teacher[:1])):
+        with pytest.raises(ValueError, match="zip"):
+            level_mean(term, *short, layers)
+
+
+def test_no_level_is_held_while_the_next_one_is_computed() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def term(index: int, reference: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+        assert all(reference() is None for reference in held)
+        big = feat.exp()  # which its own gradient needs
+        held.append(weakref.ref(big))
+        return big.sum()
+
+    level_mean(term, [torch.zeros(3, requires_grad=True) for _ in range(3)], [torch.zeros(3)] * 3)
+    assert len(held) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -108,7 +144,9 @@ def test_methods_have_the_gradients_of_their_plain_terms(
 ) -> None:
     """Also that every parameter of a level is named: one that is left out would stay as it is, silently."""
     found = gradients(name, options)
-    monkeypatch.setattr(f"yolokd.losses.{name}.eager", lambda term, inputs, parameters: term(*inputs))
+    for module in ("yolokd.ops.eager", f"yolokd.losses.{name}"):
+        if hasattr(sys.modules[module], "eager"):
+            monkeypatch.setattr(f"{module}.eager", lambda term, inputs, parameters: term(*inputs))
     expected = gradients(name, options)
     assert expected and found.keys() == expected.keys()
     for key, (value, grads) in expected.items():

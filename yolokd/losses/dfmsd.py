@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import Adapters, Generator, as_float, standardize
 from yolokd.ops.attention import Direction, RandomSource, log_attentions, quantile_mask
-from yolokd.ops.eager import eager
+from yolokd.ops.eager import level_mean
 from yolokd.taps import Pair, Taps, Targets
 
 Block = Callable[[torch.Tensor], torch.Tensor]
@@ -212,25 +211,14 @@ class DFMSDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the mean over levels; see the base class."""
-        levels = zip(
-            student.feats, teacher.feats, self.adapters, self.spatial_generators, self.channel_generators, strict=True
-        )
-        terms = []
-        for feat, raw, *modules in levels:
-            parameters = [self.fusion_bias, *nn.ModuleList(modules).parameters()]
-            adapter, spatial, channel = modules
-            level = partial(self._level, raw.detach(), adapter, spatial, channel)
-            terms.append(eager(level, [feat], parameters))
-        return {"": torch.stack(terms).mean()}
+        modules = self.adapters, self.spatial_generators, self.channel_generators
+        return {"": level_mean(self._level, student.feats, teacher.feats, *modules, shared=[self.fusion_bias])}
 
-    def _level(
-        self, raw: torch.Tensor, adapter: Block, spatial_generator: Block, channel_generator: Block, feat: torch.Tensor
-    ) -> torch.Tensor:
+    def _level(self, index: int, raw: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
         """Return the term of one level."""
-        adapted, wanted = adapter(feat), raw
+        adapted, wanted = self.adapters[index](feat), raw
         if self.align:
             adapted, wanted = standardize(adapted), standardize(wanted)
-        spatial_mask, channel_mask = self.masks(raw, adapted, wanted)
-        return dual_masked_generation(
-            adapted, wanted, spatial_mask, channel_mask, spatial_generator, channel_generator, self.fusion_bias
-        )
+        masks = self.masks(raw, adapted, wanted)
+        generators = self.spatial_generators[index], self.channel_generators[index]
+        return dual_masked_generation(adapted, wanted, *masks, *generators, self.fusion_bias)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import nn
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import Adapters, Generator, as_float, standardize
 from yolokd.ops.attention import RandomSource
-from yolokd.ops.eager import eager
+from yolokd.ops.eager import level_mean
 from yolokd.taps import Pair, Taps, Targets
 
 Block = Callable[[torch.Tensor], torch.Tensor]
@@ -87,17 +86,12 @@ class MGDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the mean over levels; see the base class."""
-        terms = []
-        for feat, raw, *modules in zip(student.feats, teacher.feats, self.adapters, self.generators, strict=True):
-            adapter, generator = modules
-            level = partial(self._level, raw.detach(), adapter, generator)
-            terms.append(eager(level, [feat], nn.ModuleList(modules).parameters()))
-        return {"": torch.stack(terms).mean()}
+        return {"": level_mean(self._level, student.feats, teacher.feats, self.adapters, self.generators)}
 
-    def _level(self, wanted: torch.Tensor, adapter: Block, generator: Block, feat: torch.Tensor) -> torch.Tensor:
+    def _level(self, index: int, wanted: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
         """Return the term of one level."""
-        adapted = adapter(feat)
+        adapted = self.adapters[index](feat)
         if self.align:
             adapted, wanted = standardize(adapted), standardize(wanted)
         mask = random_mask(adapted, self.ratio, self.random.generator())
-        return masked_generation(adapted, wanted, mask, generator)
+        return masked_generation(adapted, wanted, mask, self.generators[index])

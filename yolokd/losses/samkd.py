@@ -13,7 +13,7 @@ from torch import nn
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import Adapters, Generator, as_float, standardize
 from yolokd.ops.attention import cell_mask, cell_mean, keep_grids, log_attentions, quantile_mask
-from yolokd.ops.eager import eager
+from yolokd.ops.eager import eager, level_mean
 from yolokd.taps import Pair, Taps, Targets
 
 Weight = Literal["soft", "binary"]
@@ -184,12 +184,10 @@ class SAMKDLoss(DistillLoss):
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the parts whose weight is not 0; see the base class."""
         weights: list[torch.Tensor] = []
-        levels = []
-        for index, (feat, raw) in enumerate(zip(student.feats, teacher.feats, strict=True)):
-            level = partial(self._level, index, raw.detach(), weights)
-            modules = nn.ModuleList([self.adapters[index], *self.generators[index : index + 1]])
-            levels.append(eager(level, [feat if self.generators else feat.detach()], modules.parameters()))
-        terms, mean = {}, torch.stack(levels).mean()
+        trained = [self.adapters, self.generators] if self.generators else [self.adapters]
+        feats = student.feats if self.generators else [feat.detach() for feat in student.feats]
+        mean = level_mean(partial(self._level, weights), feats, teacher.feats, *trained)
+        terms = {}
         if self.part_gains["feature"]:
             terms["feature"] = mean
         if self.part_gains["logit"]:
@@ -199,7 +197,7 @@ class SAMKDLoss(DistillLoss):
                 terms["logit"] = terms["logit"] + (mean - mean.detach())
         return terms
 
-    def _level(self, index: int, raw: torch.Tensor, weights: list[torch.Tensor], feat: torch.Tensor) -> torch.Tensor:
+    def _level(self, weights: list[torch.Tensor], index: int, raw: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
         """Return a level's masked feature term, or how well its map fits, and add its region weights to the list."""
         adapted, wanted = self.adapters[index](feat), raw
         spatial, channel = log_attentions(raw, self.temperature)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 SCALE = 1024.0  # a power of 2, so that nothing is rounded
@@ -69,3 +71,32 @@ def eager(
     grads = [torch.zeros_like(leaf) if grad is None else grad / SCALE for leaf, grad in zip(leaves, found)]
     stored: torch.Tensor = _Stored.apply(value.detach(), *wanted, *grads)
     return stored
+
+
+def level_mean(
+    term: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+    student: Sequence[torch.Tensor],
+    teacher: Sequence[torch.Tensor],
+    *modules: nn.ModuleList,
+    shared: Iterable[nn.Parameter] = (),
+) -> torch.Tensor:
+    """Return the mean of a term over the levels, each differentiated before the next one begins; see `eager`.
+
+    Args:
+        term (Callable): From a level's index, its teacher map and its student map to a scalar.
+        student (Sequence[torch.Tensor]): The student's maps, each with shape (B, C, H, W).
+        teacher (Sequence[torch.Tensor]): The teacher's maps, taken as constants.
+        *modules (nn.ModuleList): Lists of the modules of each level that the term runs.
+        shared (Iterable[nn.Parameter]): Parameters that all levels read.
+
+    Returns:
+        (torch.Tensor): Scalar.
+
+    Raises:
+        ValueError: If the numbers of maps and modules differ.
+    """
+    terms = []
+    for index, (feat, reference, *own) in enumerate(zip(student, teacher, *modules, strict=True)):
+        parameters = [*shared, *(parameter for module in own for parameter in module.parameters())]
+        terms.append(eager(partial(term, index, reference.detach()), [feat], parameters))
+    return torch.stack(terms).mean()
