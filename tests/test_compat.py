@@ -29,6 +29,8 @@ def test_a_release_outside_is_said_and_goes_on(version: str, outside: bool, said
 def test_a_fraction_is_that_of_the_training_images() -> None:
     assert get_split_fraction(0.3, "train") == 0.3
     assert get_split_fraction(0.3, "val") == 1.0
+    whole = get_split_fraction(1, "train")
+    assert isinstance(whole, float) and whole == 1.0  # all images; an int is a number of them
 
 
 def test_before_hosts_had_a_fraction_for_each_split_it_was_that_of_the_training_images(

@@ -13,10 +13,13 @@ SUPPORTED = ">=8.4.115,<9"  # as in pyproject.toml; docs/reliability.md says wha
 
 
 def get_split_fraction(fraction: Any, split: str) -> Any:
-    """Return the share or number of a split's images to use; before 8.4.140 a fraction meant training images alone."""
+    """Return the share of a split's images to use, a float, or their number, an int above 1.
+
+    Before 8.4.140 a fraction meant training images alone.
+    """
     if hasattr(utils, "get_split_fraction"):
         return utils.get_split_fraction(fraction, split)
-    return fraction if split == "train" else 1.0
+    return 1.0 if split != "train" else float(fraction) if fraction in (0, 1) else fraction
 
 
 def warn_outside(version: str = __version__) -> bool:
