@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -423,6 +424,24 @@ def test_keys_of_other_methods_are_said(
         "kd_share=0.2 does nothing without kd_gain=auto",
         "kd_unlabeled_ratio=0.5 does nothing without kd_unlabeled=",
     ]
+
+
+@pytest.mark.parametrize("form", ["dict", "file", "namespace"])
+def test_keys_of_ours_in_cfg_are_checked_and_converted(form: str, tmp_path: Path, tiny_data: Path) -> None:
+    def base(**keys: Any) -> Any:
+        if form == "file":
+            YAML.save(tmp_path / "base.yaml", keys)
+        return {"dict": keys, "file": str(tmp_path / "base.yaml"), "namespace": SimpleNamespace(**keys)}[form]
+
+    settings = overrides_for(tmp_path, tiny_data, method="none")
+    with pytest.raises(UserError, match="kd_gain=loud is not valid"):
+        DistillationTrainer(cfg=base(kd_gain="loud"), overrides=settings)
+    with pytest.raises(UserError, match="there is no method 'pdk'"):
+        DistillationTrainer(cfg=base(method="pdk"), overrides=overrides_for(tmp_path, tiny_data))
+    keys = base(kd_gain="loud", kd_levels="[8,16]", kd_stop=1, lr0=0.5)
+    args = DistillationTrainer(cfg=keys, overrides={**settings, "kd_gain": 2}).args
+    assert (args.kd_gain, args.kd_levels, args.lr0) == (2.0, [8, 16], 0.5)
+    assert isinstance(args.kd_stop, float)
 
 
 def test_keys_that_a_resume_does_not_take_are_named(copied: Callable[[str], Path], said: list[str]) -> None:

@@ -81,15 +81,18 @@ class Configured(_Host):
         if overrides["teacher"] is None:
             del overrides["teacher"]
         overrides.update(config.check(overrides))
+        base = cfg2dict(cfg)
+        ours = {key: value for key, value in base.items() if key in config.DEFAULTS and key not in overrides}
+        base = {**base, **config.check(ours)}
         if isinstance(overrides.get("freeze"), tuple):  # which the host takes for nothing
             overrides["freeze"] = list(overrides["freeze"])
         self._given = {key: value for key, value in overrides.items() if key in config.DEFAULTS}
-        overrides = complete(overrides, cfg2dict(cfg), self.kind)
+        overrides = complete(overrides, base, self.kind)
         for key in FILES:  # a resume may be started elsewhere
-            if (value := {**cfg2dict(cfg), **overrides}.get(key)) is not None:
+            if (value := {**base, **overrides}.get(key)) is not None:
                 overrides[key] = _located(value)
         if not overrides.get("resume"):
-            merged = {**config.DEFAULTS, **cfg2dict(cfg), **overrides}
+            merged = {**config.DEFAULTS, **base, **overrides}
             consistency.validate(merged)
             self._tell_unread(merged)
             if self.teacher_objects and merged["teacher_epochs"]:
@@ -104,10 +107,10 @@ class Configured(_Host):
         self._val_terms = False
         self._guard = StepGuard()
         resumed = str(overrides.get("model") if overrides.get("resume") is True else overrides.get("resume"))
-        safe = bool({**config.DEFAULTS, **cfg2dict(cfg), **overrides}[KEY])
+        safe = bool({**config.DEFAULTS, **base, **overrides}[KEY])
         try:
             with loading(safe, what=f"resume={resumed}", file=resumed):
-                super().__init__(config.merged_base(cfg), overrides, _callbacks)
+                super().__init__(config.merged_base(base), overrides, _callbacks)
             self.methods, self.fits = self._with_a_gain(config.terms(self.args.method)), self.args.method == "fit"
             self._locate_teachers()
             self._check_precision()
