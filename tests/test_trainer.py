@@ -416,13 +416,16 @@ def test_keys_of_other_methods_are_said(
     )
     assert tuples.args.freeze == [0, 1]  # a tuple freezes nothing in the host
     DistillationTrainer(overrides={**settings, "name": "four", "method": "fit", "kd_gain": 3.0, "kd_init": "teacher"})
-    more = {"kd_gain": 1.0, "kd_share": 0.2, "kd_unlabeled_ratio": 0.5}
+    more = {"kd_gain": 1.0, "kd_share": 0.2, "kd_unlabeled_ratio": 0.5, "bckd_cls": 0.0, "bckd_beta": 0.5}
     DistillationTrainer(overrides={**settings, "name": "five", "method": "bckd", **more})
+    DistillationTrainer(overrides={**settings, "name": "six", "method": "none", "teacher": None, "kd_init": "teacher"})
     assert [message.split(" ", 2)[2] for message in said if "WARNING" in message] == [
         f"method=none does not read teacher={teacher}, kd_every=2; leave out what does not belong to it",
         "method=fit does not read kd_gain=3.0; leave out what does not belong to it",
         "kd_share=0.2 does nothing without kd_gain=auto",
         "kd_unlabeled_ratio=0.5 does nothing without kd_unlabeled=",
+        "bckd_beta=0.5 does nothing with bckd_cls=0",
+        "kd_init=teacher does nothing with method=none",
     ]
 
 

@@ -20,6 +20,7 @@ from yolokd.clipping import StepGuard
 from yolokd.compat import warn_outside
 from yolokd.config import consistency
 from yolokd.config.defaults import complete
+from yolokd.config.idle import idle
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.saving.handover import as_list, discard_run, missing_folders, split_objects
@@ -130,12 +131,8 @@ class Configured(_Host):
         if unread := config.unread(merged["method"], given):
             shown = ", ".join(f"{key}={given[key]}" for key in unread)
             LOGGER.warning(f"method={merged['method']} does not read {shown}; leave out what does not belong to it")
-        for key, needed, sense in (
-            ("kd_share", merged["kd_gain"] == "auto", "kd_gain=auto"),
-            ("kd_unlabeled_ratio", bool(merged["kd_unlabeled"]), "kd_unlabeled="),
-        ):
-            if key in given and key not in unread and not needed:
-                LOGGER.warning(f"{key}={given[key]} does nothing without {sense}")
+        for key, when in idle([key for key in given if key not in unread], merged).items():
+            LOGGER.warning(f"{key}={given[key]} does nothing {when}")
 
     def _with_a_gain(self, methods: tuple[str, ...]) -> tuple[str, ...]:
         """Return the methods that act: one whose gain is 0 would cost its time and change nothing."""
