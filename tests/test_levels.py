@@ -94,6 +94,22 @@ def test_boxes_are_resampled_as_corners_in_the_students_pixels() -> None:
     assert torch.allclose(found.decoded(), torch.tensor([10.0, 20.0, 60.0, 44.0]).expand_as(found.decoded()), atol=1e-3)
 
 
+def test_rotated_boxes_are_resampled_as_the_upright_ones_around_them() -> None:
+    """A quarter turn about its centre makes a box of 60 x 36 pixels one of 36 x 60."""
+    teacher = taps_of([(12, 18), (6, 9)], (8, 16), (15.0, 30.0, 75.0, 66.0))
+    centres, strides = teacher.anchors()
+    away = torch.tensor([45.0, 48.0]) - centres  # to the box's centre, in the frame that is turned by the angle
+    turned = torch.stack((away[:, 1], -away[:, 0]), dim=-1)
+    half = torch.tensor([30.0, 18.0])
+    boxes = torch.cat((half - turned, half + turned), dim=-1) / strides
+    angles = torch.full((2, len(centres), 1), torch.pi / 2)
+    teacher = dataclasses.replace(teacher, boxes=boxes.expand(2, -1, -1), angles=angles)
+    found = onto_grid(teacher, taps_of([(8, 12), (4, 6)], (8, 16), (0.0, 0.0, 9.0, 9.0)))
+    assert found.boxes is not None and found.angles is None
+    expected = torch.tensor([27.0, 18.0, 63.0, 78.0]) / 1.5
+    assert torch.allclose(found.decoded(), expected.expand_as(found.decoded()), atol=1e-3)
+
+
 def test_box_distributions_become_their_expectation() -> None:
     teacher = taps_of([(12, 12)], (8,), (16.0, 16.0, 64.0, 64.0))
     bins = torch.full((2, 144, 4, 16), -30.0)

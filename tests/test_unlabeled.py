@@ -420,6 +420,20 @@ def test_every_method_acts_on_unlabelled_images(head: str, method: str) -> None:
     assert gradient[1:].abs().sum() > 0
 
 
+@pytest.mark.parametrize("imgsz", [64, 96])
+@pytest.mark.parametrize("method", ["sgfi", "bckd"])
+def test_a_teacher_of_rotated_boxes_detects_at_any_image_size(method: str, imgsz: int) -> None:
+    keys = {"kd_unlabeled": "more", "teacher_imgsz": imgsz, "bckd_box": 0.0}
+    model, criterion = tiny_criterion(method, "yolov8n", task_model("yolov8n", "obb", seed=2), **keys)
+    batch = mixed(tiny_batch(images=1), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(6)))
+    criterion.confidence = surest(criterion, batch["img"])
+    model(batch)
+    detected = criterion.task.detected["one2many"]
+    assert detected.positives.any(dim=1).all()
+    assert set(detected.image_index.tolist()) == {1, 2}
+    assert (detected.boxes[:, 2:] > detected.boxes[:, :2]).any() and detected.boxes.max() <= 64
+
+
 def test_the_teachers_head_runs_for_region_methods_on_unlabelled_images_alone() -> None:
     def branches(method: str, **keys: Any) -> tuple[str, ...]:
         return tiny_criterion(method, **keys)[1].links[0].teacher.branches

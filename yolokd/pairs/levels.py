@@ -44,8 +44,9 @@ def onto_grid(teacher: Taps, student: Taps) -> Taps:
     """Return the teacher's taps on the student's grid and in its pixels.
 
     Where the grids are the same nothing is computed. Else maps and class logits are resampled bilinearly, and boxes as
-    expected corners, because distributions over bins do not scale: R becomes 1. The teacher's head is then no longer
-    lent, since it knows its maps at its own scale.
+    expected corners, because distributions over bins do not scale: R becomes 1. Of rotated boxes they are the corners
+    of the smallest upright ones, since angles do not interpolate. The teacher's head is then no longer lent, since it
+    knows its maps at its own scale.
 
     Args:
         teacher (Taps): The teacher's taps on its own grid; both models see the whole image.
@@ -61,7 +62,7 @@ def onto_grid(teacher: Taps, student: Taps) -> Taps:
     if teacher.logits is not None:
         maps = [_resampled(part.permute(0, 3, 1, 2), size) for part, size in _levels(teacher, student, teacher.logits)]
         logits = torch.cat([part.flatten(2).transpose(1, 2) for part in maps], dim=1)
-    if teacher.boxes is not None and teacher.angles is None:
+    if teacher.boxes is not None:
         boxes = _boxes(teacher, student)
     return Taps(feats, student.strides, logits, boxes)
 
