@@ -10,6 +10,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from tests.tiny import NAMES, tiny_batch, tiny_model
+from yolokd.ops.constants import constant
 from yolokd.outputs import View, read_output
 from yolokd.taps import Taps
 
@@ -137,3 +138,14 @@ def test_a_view_of_the_neck_alone_has_no_head_output() -> None:
     taps = View((8, 16, 32), (0, 1, 2)).taps(output, None)
     assert taps.logits is None
     assert taps.boxes is None
+
+
+def test_constants_are_made_once_and_bear_a_gradient_wherever_they_came_from() -> None:
+    view = View((8, 16, 32), (0, 1, 2), classes=(2, (0, 1), 3))
+    with torch.inference_mode():  # as a validation that looks first
+        view.select(torch.zeros(1, 5, 4))
+    logits = torch.randn(2, 5, 4, requires_grad=True)
+    view.select(logits).sum().backward()
+    assert logits.grad is not None and logits.grad[..., 2:].eq(1).all()
+    index = constant(((2, 2), (0, 1), (3, 3)), torch.device("cpu"), torch.long)
+    assert constant(((2, 2), (0, 1), (3, 3)), torch.device("cpu"), torch.long) is index and not index.is_inference()

@@ -21,7 +21,7 @@ from yolokd.losses import ALIASES, LOSSES
 from yolokd.losses.base import DistillLoss
 
 ROOT = Path(__file__).parents[1]
-OPS = {"adapters", "anchors", "attention", "binary", "eager", "pooling", "regions"}
+OPS = {"adapters", "anchors", "attention", "binary", "constants", "eager", "pooling", "regions"}
 HELPERS = {"taps", "errors", "losses.base", *(f"ops.{name}" for name in OPS)}
 SKIPPED = {".git", ".venv", "build", "dist", "runs", "__pycache__", ".hypothesis", ".mypy_cache", ".ruff_cache"}
 TEXT = {".py", ".yaml", ".yml", ".toml", ".md", ".cfg", ".txt", ".ipynb", ".json", ".sh", ""}

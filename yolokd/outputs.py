@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from yolokd.ops.constants import constant
 from yolokd.taps import Taps
 
 BRANCHES = ("one2many", "one2one")
@@ -89,9 +90,9 @@ class View:
         groups = [(item,) if isinstance(item, int) else item for item in self.classes]
         longest = max(len(group) for group in groups)
         if longest == 1:
-            return logits[..., [group[0] for group in groups]]
-        filled = [[*group, *[group[0]] * (longest - len(group))] for group in groups]
-        return logits[..., filled].amax(-1)  # (B, A, K, N) -> (B, A, K)
+            return logits[..., constant(tuple(group[0] for group in groups), logits.device, torch.long)]
+        filled = tuple((*group, *group[:1] * (longest - len(group))) for group in groups)
+        return logits[..., constant(filled, logits.device, torch.long)].amax(-1)  # (B, A, K, N) -> (B, A, K)
 
     def anchors(self, values: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Keep the shared levels of per-anchor values with shape (B, A, ...); `sizes` are those of all levels."""

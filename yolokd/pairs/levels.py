@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
+from yolokd.ops.constants import constant
 from yolokd.taps import Taps
 
 REACH = 0.5 + 1e-6  # levels are paired up to a factor of the square root of 2
@@ -86,7 +87,7 @@ def _boxes(teacher: Taps, student: Taps) -> torch.Tensor:
     """
     height, width = student.image_size
     own_height, own_width = teacher.image_size
-    scale = torch.tensor([width / own_width, height / own_height] * 2, device=student.feats[0].device)
+    scale = constant((width / own_width, height / own_height) * 2, student.feats[0].device, torch.float32)
     corners = teacher.decoded() * scale  # in pixels of the student's images
     maps = [_resampled(part.permute(0, 3, 1, 2), size) for part, size in _levels(teacher, student, corners)]
     first, second = torch.cat([part.flatten(2).transpose(1, 2) for part in maps], dim=1).chunk(2, dim=-1)

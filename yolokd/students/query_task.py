@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from yolokd.ops.constants import constant
 from yolokd.outputs import Output
 from yolokd.task import Assignment, Task, corners
 
@@ -74,5 +75,5 @@ def predicted_boxes(output: Any, size: tuple[int, int]) -> torch.Tensor:
     """
     layers, _, encoder = (output if len(output) == 5 else output[1])[:3]
     boxes = layers[-1][:, -encoder.shape[1] :].detach().float()
-    scale = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    scale = constant((size[1], size[0], size[1], size[0]), boxes.device, boxes.dtype)
     return corners(boxes.flatten(0, 1), scale).view_as(boxes)

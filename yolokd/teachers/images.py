@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from yolokd.errors import UserError
+from yolokd.ops.constants import constant
 
 LOGGER = logging.getLogger("ultralytics")
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, by which OpenCV makes grey images out of colour
@@ -45,9 +46,10 @@ class Sight:
         fraction of the image.
         """
         if self.channels is not None:
-            images = images[:, list(self.channels)]
+            images = images[:, constant(self.channels, images.device, torch.long)]
         elif self.weights is not None:
-            images = (images * images.new_tensor(self.weights).view(1, -1, 1, 1)).sum(1, keepdim=True)
+            weights = constant(self.weights, images.device, images.dtype)
+            images = (images * weights.view(1, -1, 1, 1)).sum(1, keepdim=True)
         size = self.size(images.shape[-2], images.shape[-1])
         if size == tuple(images.shape[-2:]):
             return images

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import torch
 from torchvision.ops import batched_nms
 
+from yolokd.ops.constants import constant
 from yolokd.ops.regions import corner
 from yolokd.taps import Taps, Targets
 
@@ -61,7 +62,8 @@ def pseudo_targets(
         positives[image[kept], anchor[kept]] = True
     labels = best[image, anchor][kept]
     if classes is not None:
-        labels = torch.tensor([item if isinstance(item, int) else item[0] for item in classes], device=device)[labels]
+        own = tuple(item if isinstance(item, int) else item[0] for item in classes)
+        labels = constant(own, device, torch.long)[labels]
     return Targets(boxes[kept], labels, image[kept] + first, positives, probability * positives)
 
 
