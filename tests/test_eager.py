@@ -132,6 +132,9 @@ def test_no_level_is_held_while_the_next_one_is_computed() -> None:
         ("dfmsd", {}),
         ("dfmsd", {"align": False, "enhance": "none", "mask": "random"}),
         ("mgd", {}),
+        ("pkd", {}),
+        ("cwd", {}),
+        ("cwd", {"align": False, "temperature": 2.0}),
         ("samkd", {}),
         ("samkd", {"feature": 0.0}),
         ("samkd", {"logit": 0.0, "align": False}),
@@ -186,3 +189,22 @@ def test_what_autocast_runs_in_float16_within_a_term_does_not_underflow(size: in
     for one, other in zip(found, wanted):
         assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
         assert float(one.norm() / other.norm()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["pkd", "cwd"])
+def test_methods_have_their_gradients_in_float16_too(name: str) -> None:
+    torch.manual_seed(0)
+    pair = random_pair(levels=1)
+    student, teacher = random_taps(pair, sizes=[(160, 160)])
+    module = LOSSES[name](pair)
+
+    def gradients(given: Any) -> tuple[torch.Tensor, ...]:
+        value = module(given, teacher, random_targets(student))
+        return torch.autograd.grad(value, [*given.feats, *module.parameters()])
+
+    wanted = gradients(student)
+    with torch.autocast("cpu", torch.float16):
+        found = gradients(leaves(student, dtype=torch.float16))
+    for one, other in zip(found, wanted):
+        scale = other.abs().max()
+        torch.testing.assert_close(one.float() / scale, other / scale, rtol=0.02, atol=0.02)

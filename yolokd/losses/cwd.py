@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import Adapters, as_float, standardize
+from yolokd.ops.eager import level_mean
 from yolokd.taps import Pair, Taps, Targets
 
 
@@ -58,9 +59,11 @@ class CWDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the mean over levels; see the base class."""
-        terms = []
-        for adapted, wanted in zip(self.adapters(student.feats), teacher.feats, strict=True):
-            if self.align:
-                adapted, wanted = standardize(adapted), standardize(wanted.detach())
-            terms.append(channel_divergence(adapted, wanted, self.temperature))
-        return {"": torch.stack(terms).mean()}
+        return {"": level_mean(self._level, student.feats, teacher.feats, self.adapters)}
+
+    def _level(self, index: int, wanted: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+        """Return the term of one level."""
+        adapted = self.adapters[index](feat)
+        if self.align:
+            adapted, wanted = standardize(adapted), standardize(wanted)
+        return channel_divergence(adapted, wanted, self.temperature)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import Adapters, standardize
+from yolokd.ops.eager import level_mean
 from yolokd.taps import Pair, Taps, Targets
 
 
@@ -46,6 +47,8 @@ class PKDLoss(DistillLoss):
 
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the mean over levels; see the base class."""
-        adapted = self.adapters(student.feats)
-        terms = [pearson_distance(s, t) for s, t in zip(adapted, teacher.feats, strict=True)]
-        return {"": torch.stack(terms).mean()}
+        return {"": level_mean(self._level, student.feats, teacher.feats, self.adapters)}
+
+    def _level(self, index: int, wanted: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
+        """Return the term of one level."""
+        return pearson_distance(self.adapters[index](feat), wanted)
