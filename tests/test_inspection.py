@@ -223,6 +223,16 @@ def test_both_models_see_the_image_as_in_prediction(given: SimpleNamespace) -> N
             torch.testing.assert_close(seen_map, expected, rtol=1e-3, atol=1e-4)  # the teacher is fused
 
 
+def test_a_grey_student_sees_the_luminance_as_in_training(given: SimpleNamespace, tmp_path: Path) -> None:
+    student = save_model(tiny_model(seed=1, channels=1), tmp_path / "grey.pt")
+    scene, _ = seen(SimpleNamespace(**{**vars(given), "student": str(student)}), "pkd")
+    grey = torch.from_numpy(cv2.cvtColor(given.picture.astype(np.float32) / 255, cv2.COLOR_BGR2GRAY))
+    with torch.no_grad():
+        expected = read_output(load_teacher(str(student))[0](grey[None, None])).feats
+    for seen_map, wanted in zip(scene.student.feats, expected, strict=True):
+        torch.testing.assert_close(seen_map, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(("rect", "size"), [(False, (96, 96)), (True, (64, 96))])
 def test_rect_leaves_out_the_grey_bars(given: SimpleNamespace, rect: bool, size: tuple[int, int]) -> None:
     wide = SimpleNamespace(**{**vars(given), "picture": given.picture[:48]})  # 48 x 96 pixels

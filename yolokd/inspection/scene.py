@@ -20,7 +20,7 @@ from yolokd.pairs.classes import data_classes, match_classes
 from yolokd.saving.state import FILE, read_state
 from yolokd.students.kinds import check_detector
 from yolokd.taps import Taps, Targets
-from yolokd.teachers.images import sight_of
+from yolokd.teachers.images import Sight, channel_plan, sight_of
 from yolokd.teachers.neck import input_channels, model_strides
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.text import reason
@@ -103,7 +103,7 @@ def look(
     if channels not in {1, 3}:
         raise UserError(f"model={path} takes {channels} input channels; inspect reads colour and grey images")
     images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(device).float() / 255  # (1, 3, H, W)
-    images = images if channels == 3 else images.mean(1, keepdim=True)
+    images = Sight(*channel_plan(3, channels))(images)  # grey as the host reads colour files for grey models
     detector = Teacher(load_teacher(args.teacher)[0], identity)
     detector.sight = sight_of(detector, channels, args)
     boxes, probabilities, classes = detect(detector, images, args.conf or CONFIDENCE)
