@@ -664,3 +664,28 @@ def test_gradients_in_float16_point_where_those_in_float32_do(family: str, name:
     expected, found = gradient(half=False), gradient(half=True)
     assert torch.cosine_similarity(found, expected, dim=0) > 0.85  # random layers amplify what is rounded
     assert float(found.norm() / expected.norm()) == pytest.approx(1, abs=0.25)
+
+
+def test_what_is_summed_over_shared_levels_is_divided_by_the_positives_of_all() -> None:
+    """A student with a level of stride 4 has most of them there, where a teacher of three levels says nothing."""
+    model, criterion = tiny_criterion("bckd+pcd+crosskd", "yolov8n-p2", "yolov8n")
+    calls = {name: record(criterion.methods[name][0]) for name in ("bckd", "pcd", "crosskd")}
+    batch = tiny_batch(objects=6)
+    batch["bboxes"][:, 2:] *= 0.3
+    model(batch)
+    assigned = criterion.task.targets(batch, "one2many", (64, 64))
+    student, teacher, targets, parts = calls["bckd"][0]
+    number, shared = int(assigned.positives.sum()), int(targets.positives.sum())
+    assert number > 2 * shared and targets.positives.shape[1] == 64 + 16 + 4
+    towards = teacher.logits.sigmoid()
+    terms = torch.nn.functional.binary_cross_entropy_with_logits(student.logits, towards, reduction="none")
+    terms = terms * (student.logits.sigmoid() - towards).abs()
+    assert float(parts["cls"]) == pytest.approx(float(terms.sum()) / number, rel=1e-4)
+    assert float(targets.totals[1]) == pytest.approx(max(float(assigned.scores.sum()), 1.0))
+    whole, cut = (replace(calls[name][0][2], sums=None) for name in ("pcd", "crosskd"))
+    for name, less, total in (("pcd", whole, 1), ("crosskd", cut, 0)):
+        own, other, given, found = calls[name][0]
+        part = "binary" if name == "pcd" else "cls"
+        again = criterion.methods[name][0].parts(own, other, less)[part]
+        assert float(found[part] * given.totals[total]) == pytest.approx(float(again * less.totals[total]), rel=1e-4)
+        assert float(found[part]) < float(again) or float(given.totals[total]) == float(less.totals[total])

@@ -83,9 +83,7 @@ class Taps:
         if bins > 1:  # a distribution over R bins per side: its expectation
             places = torch.arange(bins, device=distances.device, dtype=torch.float32)
             shares = distances.unflatten(-1, (4, bins)).softmax(-1)  # (..., 4 * R) -> (..., 4, R)
-            distances = (shares * places).sum(
-                -1
-            )  # (..., 4); autocast would run a product of matrices in half precision
+            distances = (shares * places).sum(-1)  # (..., 4); autocast would run a product in half precision
         left_top, right_bottom = (distances * strides).chunk(2, dim=-1)
         if angles is not None:
             cos, sin = angles.float().cos(), angles.float().sin()  # (..., 1)
@@ -123,6 +121,8 @@ class Targets:
         positives (torch.Tensor): True for anchors that the task assigned to an object, shape (B, A), bool.
         scores (torch.Tensor): The task's target score of each anchor (its alignment with the object, 0 for
             negatives) with shape (B, A), float32.
+        sums (tuple[torch.Tensor, torch.Tensor] | None): Number of positives and sum of scores over all of the student's
+            levels, where `positives` and `scores` are those of the shared levels alone.
     """
 
     boxes: torch.Tensor
@@ -130,6 +130,17 @@ class Targets:
     image_index: torch.Tensor
     positives: torch.Tensor
     scores: torch.Tensor
+    sums: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def totals(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Number of positives and sum of scores over all of the student's levels, each at least 1, as the task has it.
+
+        What is summed over the anchors of the shared levels is divided by these: a student with a level that the
+        teacher has not may have all positives of a batch there.
+        """
+        number, score = self.sums or (self.positives.sum(), self.scores.sum())
+        return number.clamp_min(1), score.clamp_min(1)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class BCKDLoss(DistillLoss):
     def parts(self, student: Taps, teacher: Taps, targets: Targets) -> dict[str, torch.Tensor]:
         """Return the class and the box part; see `DistillLoss.parts`."""
         assert student.logits is not None and teacher.logits is not None, "bckd needs class logits: Taps(..., logits=)"
-        positives = targets.positives.sum().clamp_min(1)
+        positives, _ = targets.totals
         terms = {}
         if self.part_gains["cls"]:
             values = binary_distillation(student.logits, teacher.logits, self.beta)  # (B, A)

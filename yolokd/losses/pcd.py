@@ -167,5 +167,5 @@ class PCDLoss(DistillLoss):
             terms["grouped"] = times * weighted_mean(values, weights)
         if self.part_gains["binary"]:
             values = binary_distillation(student.logits, teacher.logits)  # (B, A)
-            terms["binary"] = values.sum() / targets.scores.sum().clamp_min(1)
+            terms["binary"] = values.sum() / targets.totals[1]
         return terms

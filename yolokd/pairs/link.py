@@ -81,6 +81,7 @@ class Link:
             targets,
             positives=self.student_view.anchors(targets.positives, sizes),
             scores=self.student_view.anchors(targets.scores, sizes),
+            sums=(targets.positives.sum(), targets.scores.sum()),
         )
 
 

@@ -88,6 +88,7 @@ def joined(parts: Sequence[Targets]) -> Targets:
     """Return the targets of consecutive images of a batch as one."""
     if len(parts) == 1:
         return parts[0]
-    return Targets(
-        **{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Targets)}
-    )
+    names = [field.name for field in fields(Targets) if field.name != "sums"]
+    numbers, scores = zip(*(part.sums or (part.positives.sum(), part.scores.sum()) for part in parts))
+    together = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Targets(**together, sums=(torch.stack(numbers).sum(), torch.stack(scores).sum()))
