@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.nn.tasks import OBBModel, RTDETRDetectionModel, yaml_model_load
 from ultralytics.utils import YAML
 
 from tests.tiny import NAMES, save_model, tiny_model
@@ -24,7 +24,7 @@ from yolokd.command.val import side_by_side
 from yolokd.compare import KEYS, _command, _inputs, _worker, compare
 from yolokd.compare import worker as compare_worker
 from yolokd.compare.identity import data_hash, differing, identify
-from yolokd.compare.plan import arm_names, devices, make_plan, names, runs_of, seed_list
+from yolokd.compare.plan import arm_names, check_suitable, devices, make_plan, names, runs_of, seed_list
 from yolokd.compare.plan import train_arguments as checked
 from yolokd.compare.prepare import prepare
 from yolokd.compare.result import CompareResult
@@ -218,6 +218,23 @@ def test_every_arm_is_checked_before_anything_runs(tiny_data: Path, tiny_teacher
         plan_for(tiny_data, tiny_teacher("yolov8n"), train=checked({**TRAIN, "pcd_gain": 0}))
     with pytest.raises(UserError, match="needs a teacher"):
         plan_for(tiny_data, tiny_teacher("yolov8n"), teachers=[])
+
+
+def test_methods_that_do_not_suit_a_pair_are_refused_before_anything_runs(tmp_path: Path, said: list[str]) -> None:
+    rotated = str(save_model(tiny_model("yolov8n-obb", seed=2, task=OBBModel), tmp_path / "obb.pt"))
+    queries = str(
+        save_model(tiny_model("rtdetr-l", seed=2, trained=False, task=RTDETRDetectionModel), tmp_path / "queries.pt")
+    )
+    arms = ["none", "ultralytics", "bckd"]
+    with pytest.raises(UserError, match="Set bckd_box=0"):
+        check_suitable("yolov8n.yaml", [rotated], arms, {})
+    assert check_suitable("yolov8n.yaml", [rotated], arms, {"bckd_box": 0.0}) == arms
+    assert check_suitable("yolov8n.yaml", [], ["none"], {}) == ["none"]
+    assert not any("is left out" in message for message in said)
+    with pytest.raises(UserError, match="an RT-DETR teacher predicts by queries"):
+        check_suitable("yolov8n.yaml", [queries], arms, {})
+    assert check_suitable("yolov8n.yaml", [queries], ["none", "ultralytics", "dfmsd"], {}) == ["none", "dfmsd"]
+    assert "the arm ultralytics is left out: teacher=" in said[-1] and "is an RT-DETR model" in said[-1]
 
 
 def test_inputs_that_change_under_the_same_name_are_others(tmp_path: Path, tiny_data: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 from tests.tiny import tiny_batch, tiny_criterion, tiny_model
 from yolokd.errors import UserError
 from yolokd.teachers.images import LUMINANCE, Sight, channel_plan
+from yolokd.teachers.neck import input_channels
+from yolokd.teachers.shown import as_shown
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,28 @@ def test_which_channels_of_many_the_teacher_sees_is_said(said: list[str]) -> Non
     said.clear()
     tiny_criterion("dfmsd", model, teacher, teacher_channels=[2, 1, 0])
     assert not any("channels in their order" in message for message in said)
+
+
+@pytest.mark.parametrize(
+    ("data", "own", "chosen"),
+    [(1, 3, None), (6, 3, None), (6, 3, [5, 0, 0]), (3, 3, [2, 1, 0]), (3, 1, None), (4, 1, None)],
+)
+@pytest.mark.parametrize("family", ["yolov8n", "yolo26n"])
+def test_a_teacher_as_it_is_shown_the_data_answers_alike(
+    data: int, own: int, chosen: list[int] | None, family: str
+) -> None:
+    teacher = tiny_model(family, seed=2, channels=own)
+    seen, images = as_shown(teacher, data, chosen), torch.rand(2, data, 64, 64)
+    assert input_channels(seen) == data and input_channels(teacher) == own and seen is not teacher
+    with torch.no_grad():
+        expected, found = (
+            m(i)[0] for m, i in ((teacher, Sight(*channel_plan(data, own, chosen))(images)), (seen, images))
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_teacher_that_is_shown_the_data_as_it_is_stays() -> None:
+    teacher = tiny_model(seed=2)
+    assert as_shown(teacher, 3) is teacher and as_shown(teacher, 3, [0, 1, 2]) is teacher
+    with pytest.raises(UserError, match="takes 3 input channels and the data has 2"):
+        as_shown(teacher, 2)

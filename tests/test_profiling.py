@@ -176,8 +176,11 @@ def test_memory_without_linux_is_that_of_the_process(monkeypatch: pytest.MonkeyP
 
 
 def test_the_built_in_is_left_out_where_it_does_not_take_the_run(tmp_path: Path) -> None:
-    assert list(_arms({"teacher": "t.pt", "model": "s.pt"})) == [PLAIN, BUILT_IN, OURS]
-    assert list(_arms({"teacher": "t.pt", "model": "s.pt", "quantize": 8})) == [PLAIN, OURS]
+    pair = {"teacher": "yolov8s.yaml", "model": "yolov8n-seg.yaml"}
+    assert list(_arms(pair)) == [PLAIN, BUILT_IN, OURS]
+    assert list(_arms({**pair, "quantize": 8})) == [PLAIN, OURS]
+    assert list(_arms({**pair, "model": "rtdetr-resnet50.yaml"})) == [PLAIN, OURS]
+    assert list(_arms({**pair, "teacher": "rtdetr-l.yaml"})) == [PLAIN, OURS]
 
 
 def test_a_mistake_that_the_host_finds_is_said(

@@ -21,6 +21,8 @@ from yolokd import DistillationTrainer
 from yolokd.errors import UserError
 from yolokd.students import start as start_module
 from yolokd.students.start import start_from_teacher
+from yolokd.teachers.images import Sight, channel_plan
+from yolokd.teachers.neck import input_channels
 
 IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
 
@@ -64,6 +66,19 @@ def test_when_a_student_starts_from_its_teacher(said: list[str]) -> None:
     with pytest.raises(UserError, match="kd_init=teacher needs a teacher of the student's family"):
         start(tiny_model(seed=1), [other], "teacher", True)
     assert all(torch.equal(state[key], value) for key, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_student_of_other_channels_is_fitted_too(channels: int, said: list[str]) -> None:
+    """To what the teacher answers to the channels that it is shown: of them it is every second channel."""
+    teacher = widened(tiny_model(seed=1), tiny_model("yolov8s", seed=2))
+    student = tiny_model(seed=4, channels=channels)
+    images = torch.rand(8, channels, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
+    args = SimpleNamespace(method="fit", kd_init="auto", kd_class_map=None, classes=None, freeze=None)
+    assert start_from_teacher(student, [teacher], lambda: images, dict(enumerate(NAMES)), args, True).fitted
+    shown = Sight(*channel_plan(channels, 3))(images)
+    assert torch.allclose(raw(student, images), raw(teacher, shown), rtol=0.02, atol=0.02)
+    assert input_channels(teacher) == 3 and input_channels(student) == channels
 
 
 def test_a_pretrained_student_takes_what_explains_more(said: list[str]) -> None:

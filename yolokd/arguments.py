@@ -21,6 +21,7 @@ from yolokd.compat import warn_outside
 from yolokd.config import consistency
 from yolokd.config.defaults import complete
 from yolokd.config.idle import idle
+from yolokd.config.label_keys import check_kind
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.saving.handover import as_list, discard_run, missing_folders, split_objects
@@ -94,6 +95,7 @@ class Configured(_Host):
                 overrides[key] = _located(value)
         if not overrides.get("resume"):
             merged = {**config.DEFAULTS, **base, **overrides}
+            check_kind(merged, self.kind)
             consistency.validate(merged)
             self._tell_unread(merged)
             if self.teacher_objects and merged["teacher_epochs"]:

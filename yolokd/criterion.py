@@ -179,15 +179,15 @@ class DistillationLoss(nn.Module):
     ) -> None:
         """Let the gains be measured where they are due, and refuse a run whose neck cannot learn."""
         learning = [index for index, feat in enumerate(feats) if feat.requires_grad]
-        if not learning and (self.calibration or any(m[0].signal != "logits" for m in self.methods.values())):
+        features = any(m[0].signal != "logits" for m in self.methods.values())
+        if not learning and (self.calibration or features):
             raise UserError(
                 "freeze= leaves no gradient at the neck, where features are distilled and kd_gain=auto measures; "
-                "freeze fewer layers, or use a logit method with a gain of your own, e.g. method=pcd kd_gain=1.0"
+                f"freeze fewer layers, or set {'method=bckd ' * features}kd_gain=1.0"
             )
-        if not self.calibration:
-            return
-        self.calibration.turn_to(self.stages.acting(self.stage), self.gains)
-        if not self.calibration.wants(self.clock.progress >= self.schedule.warmup):
+        if self.calibration:
+            self.calibration.turn_to(self.stages.acting(self.stage), self.gains)
+        if not self.calibration or not self.calibration.wants(self.clock.progress >= self.schedule.warmup):
             return
         if self.head is not None:
             feats, preds = replayed(self.head, feats)

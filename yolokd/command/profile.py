@@ -18,6 +18,7 @@ def run_words(words: list[str]) -> int:
     from yolokd.config import inputs
     from yolokd.costs import profiling
     from yolokd.errors import DONE
+    from yolokd.students.kinds import kind_of
     from yolokd.teachers.teacher import load_teacher
     from yolokd.text import reason
 
@@ -39,6 +40,11 @@ def run_words(words: list[str]) -> int:
         for item in found:
             load_teacher(item)
         if given.get("data") is None:
+            if (kind := kind_of(given["model"])) not in {"detect", "rtdetr"}:
+                raise UserError(
+                    f"profile draws boxes where no data= is given, and model={given['model']} is made for "
+                    f"{kind}, which learns more; name some, e.g. data=mine.yaml"
+                )
             given["data"] = str(drawn(Path(folder), found[0], int(given.get("imgsz") or 640), given.get("batch")))
         datasets.dataset(given["data"])
         try:

@@ -15,6 +15,7 @@ from yolokd.compare.plan import (
     DEFAULT_METHODS,
     DEFAULT_SEEDS,
     arm_names,
+    check_suitable,
     devices,
     make_plan,
     runs_of,
@@ -92,6 +93,7 @@ def compare(
     arguments = train_arguments(train)
     with trust.loading(arguments.get(trust.KEY, True)):
         student, teachers, description = _inputs(model, teacher, data, split, arms)
+        arms = check_suitable(student, teachers, arms, arguments)
     command = _command(
         {"model": model, "teacher": teacher, "data": data, "methods": ",".join(arms), "seeds": seeds, "split": split}
         | {"controls": controls, "jobs": jobs, "device": device, "project": project, "name": name}

@@ -137,6 +137,43 @@ def train_arguments(train: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **full}
 
 
+def check_suitable(student: str, teachers: list[str], arms: list[str], train: Mapping[str, Any]) -> list[str]:
+    """Return the arms that a pair can be trained in, after a look whether the methods suit it.
+
+    Args:
+        student (str): Weights or architecture of the student.
+        teachers (list[str]): Weights of the teachers.
+        arms (list[str]): Names of the arms.
+        train (Mapping[str, Any]): What `train_arguments` returned.
+
+    Returns:
+        (list[str]): The arms, without Ultralytics' distillation where it does not take the pair.
+
+    Raises:
+        UserError: If a method does not work for the pair.
+    """
+    from ultralytics.utils import LOGGER
+
+    from yolokd import config
+    from yolokd.pairs.suitability import check, student_head, teacher_head
+    from yolokd.students.kinds import why_no_built_in
+    from yolokd.teachers.teacher import Teacher, load_teacher
+    from yolokd.trust import open_model
+
+    if not teachers:
+        return arms
+    with config.quiet():
+        own = student_head(open_model(student).model)
+        others = [teacher_head(Teacher(*load_teacher(path))) for path in teachers]
+    for arm in arms:
+        for other in others:
+            check(config.terms(arm), {**config.DEFAULTS, **train}, own, other)
+    if "ultralytics" in arms and (why := why_no_built_in(student, teachers[-1])):
+        LOGGER.warning(f"the arm ultralytics is left out: {why}")
+        return [arm for arm in arms if arm != "ultralytics"]
+    return arms
+
+
 def make_plan(
     model: str, teachers: list[str], data: str, split: str, arms: list[str], seeds: list[int], train: Mapping[str, Any],
     command: str,

@@ -39,6 +39,28 @@ def check_label_keys(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
             )
 
 
+def check_kind(args: Mapping[str, Any], kind: str) -> None:
+    """Refuse images without labels for students that cannot learn from them.
+
+    Args:
+        args (Mapping[str, Any]): All arguments of a run.
+        kind (str): Kind of the student, see `yolokd.students.kinds`.
+
+    Raises:
+        UserError: If it is one of those.
+    """
+    if args["kd_names"] and kind != "detect":
+        raise UserError(
+            f"kd_names does not go with a {kind} student: it learns boxes and classes alone; take a student for "
+            f"detection, e.g. model=yolov8n.pt"
+        )
+    if args["kd_unlabeled"] and kind == "rtdetr":
+        raise UserError(
+            f"kd_unlabeled does not go with a {kind} student: its loss is that of a whole batch; leave it out, or take "
+            f"another student, e.g. model=yolov8n.pt"
+        )
+
+
 def _check_names(args: Mapping[str, Any], chosen: tuple[str, ...], task: str) -> None:
     """Refuse what does not go with learning from the teacher alone."""
     names = [args["kd_names"]] if isinstance(args["kd_names"], str) else args["kd_names"]

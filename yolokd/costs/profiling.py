@@ -18,6 +18,7 @@ from yolokd.costs.moment import average
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import in_turn, ratio, seconds
 from yolokd.memory import peak_bytes
+from yolokd.students.kinds import why_no_built_in
 from yolokd.text import aligned
 from yolokd.trust import KEY
 
@@ -158,7 +159,7 @@ def _arms(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     ours = {name: value for name, value in overrides.items() if name not in config.KEYS or name == KEY}
     arms = {PLAIN: {**ours, "method": "none"}}
     teachers = config.teachers(overrides.get("teacher"))
-    if teachers and overrides.get("quantize") is None:
+    if teachers and overrides.get("quantize") is None and not why_no_built_in(overrides["model"], teachers[-1]):
         arms[BUILT_IN] = {**ours, "method": "ultralytics", "teacher": teachers[-1]}
     return {**arms, OURS: dict(overrides)}
 

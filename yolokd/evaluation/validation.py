@@ -147,7 +147,10 @@ def _open(model: str | Path | nn.Module) -> tuple[Any, Any]:
         model = open_model(model)
     if isinstance(model, Model):
         if model.task != "detect":
-            raise UserError(f"task={model.task} of the model is not detect; only detectors can be evaluated")
+            raise UserError(
+                f"task={model.task} of the model is not detect; only detectors can be evaluated side by side; use "
+                f"`yolokd val` for each model alone"
+            )
         return model.model, model.task_map["detect"]["validator"]
     return model, RTDETRValidator if isinstance(model, RTDETRDetectionModel) else DetectionValidator
 

@@ -113,7 +113,9 @@ def check_grid(methods: Sequence[str], teacher: Teacher, args: Any) -> None:
         ("crosskd", "sends the student's maps through the teacher's head, which knows them at its own scale"),
     ):
         if name in methods:
+            others = [other for other in methods if other not in {"ld", "crosskd"}]
+            given = [key for key in ("teacher_imgsz", "multi_scale", "rect", "kd_val") if getattr(args, key)]
             raise UserError(
-                f"method={name} {why}, but the teacher's grid differs from the student's ({sizes}); use method=bckd, "
-                f"or leave out teacher_imgsz, multi_scale, rect and kd_val"
+                f"method={name} {why}, but the teacher's grid differs from the student's ({sizes}); use "
+                f"method={'+'.join(others) or 'bckd'}{', or leave out ' * bool(given)}{' and '.join(given)}"
             )

@@ -66,6 +66,21 @@ def check_detector(model: Any, name: str, does: str) -> None:
         raise UserError(f"model={name} is {said}; yolokd {does} YOLO detection models, e.g. model=yolov8n.pt")
 
 
+def why_no_built_in(student: Any, teacher: Any) -> str:
+    """Return why Ultralytics' distillation does not take a pair, or nothing where it does: it reads YOLO heads.
+
+    Args:
+        student (nn.Module | Mapping | str | Path): As for `kind_of`.
+        teacher (nn.Module | Mapping | str | Path): Likewise.
+    """
+    from ultralytics.utils.checks import check_model_file_from_stem
+
+    for key, model in (("model", student), ("teacher", teacher)):
+        if kind_of(check_model_file_from_stem(model) if isinstance(model, str) else model) == "rtdetr":
+            return f"{key}={model} is an RT-DETR model, and Ultralytics' distillation takes models with a YOLO head"
+    return ""
+
+
 def not_trained(kind: str) -> str:
     """Return what is said of a kind of model that no trainer of ours trains."""
     return f"yolokd trains detect, segment, pose, obb and RT-DETR models. For this one use `yolo {kind} train`"
@@ -85,9 +100,10 @@ def check_kind(model: Any, trained: str | None = None, name: str = "") -> str:
     kind = kind_of(model)
     said = f"model={name}".rstrip("=") + f" is {SAID.get(kind, f'a {kind} model')}"
     if kind == "open":
+        weights = Path(name or "yolov8s-worldv2").with_suffix(".pt")
         raise UserError(
-            f"{said}, whose training needs texts; use it as a teacher, e.g. teacher={name or 'yolov8s-worldv2.pt'}, "
-            f"and train a closed one, e.g. model=yolov8n.pt"
+            f"{said}, whose training needs texts; use it as a teacher, e.g. teacher={weights}, and train a closed one, "
+            f"e.g. model=yolov8n.pt"
         )
     if kind not in TRAINER_NAMES:
         raise UserError(f"{said}; {not_trained(kind)}")

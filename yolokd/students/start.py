@@ -19,6 +19,8 @@ from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import class_layers, output_layers, same_family, select_weights
 from yolokd.students.new_classes import fit_classes
 from yolokd.teachers.heads import class_names
+from yolokd.teachers.neck import input_channels
+from yolokd.teachers.shown import as_shown
 
 LOGGER = logging.getLogger("ultralytics")
 
@@ -74,6 +76,8 @@ def start_from_teacher(
         return Start()
     layers = args.freeze if isinstance(args.freeze, list) else range(args.freeze or 0)  # checked with the keys
     frozen = () if random else tuple(f"model.{index}." for index in layers)
+    chosen = getattr(args, "teacher_channels", None)
+    teachers = [as_shown(teacher, input_channels(student), chosen) for teacher in teachers]
     teacher = next((teacher for teacher in teachers if same_family(student, teacher)), None)
     if teacher is None:
         fused = " (a fused one is of none; save it without fuse())" if any(t.is_fused() for t in teachers) else ""

@@ -52,17 +52,6 @@ class Feeding(_Host):
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the host's description of the data, or the one of images without labels."""
-        kind = getattr(self, "kind", "detect")
-        if (self.args.kd_unlabeled and kind == "rtdetr") or (self.args.kd_names and kind != "detect"):
-            key = "kd_names" if self.args.kd_names else "kd_unlabeled"
-            raise UserError(
-                f"{key} does not go with a {kind} student: "
-                + (
-                    "its loss is that of a whole batch; leave it out, or take another student, e.g. model=yolov8n.pt"
-                    if key == "kd_unlabeled"
-                    else "it learns boxes and classes alone; take a student for detection, e.g. model=yolov8n.pt"
-                )
-            )
         self.args.kd_unlabeled = self.args.kd_unlabeled and sources.absolute(self.args.kd_unlabeled)
         if not self.args.kd_names:
             return self._described()
