@@ -18,7 +18,7 @@ class _Stored(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        """Keep the gradients, the second half of the tensors, for the first half."""
+        """Keep the gradients times SCALE, the second half of the tensors, for the first half."""
         half = len(tensors) // 2
         ctx.save_for_backward(*tensors[half:])
         ctx.dtypes = [tensor.dtype for tensor in tensors[:half]]
@@ -28,7 +28,7 @@ class _Stored(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients times that of the scalar."""
-        grads = ctx.saved_tensors
+        grads, outer = ctx.saved_tensors, outer / SCALE
         scaled = ((grad * outer).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True))
         return None, *scaled, *[None] * len(grads)
 
@@ -68,7 +68,7 @@ def eager(
     leaves = [tensor for tensor in own if tensor.requires_grad]
     leaves += wanted[len(leaves) :]
     found = torch.autograd.grad(value * SCALE, leaves, allow_unused=True)
-    grads = [torch.zeros_like(leaf) if grad is None else grad / SCALE for leaf, grad in zip(leaves, found)]
+    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found)]
     stored: torch.Tensor = _Stored.apply(value.detach(), *wanted, *grads)
     return stored
 
