@@ -192,7 +192,7 @@ class LossContract:
         """Return the method's options in default.yaml without their prefix, less its gain and its stage points."""
         keys = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
         prefix = f"{self.loss.name}_"
-        skipped = {f"{prefix}gain", "dfmsd_stages"}
+        skipped = {f"{prefix}gain", *([f"{prefix}stages"] if self.loss.takes_stages else [])}
         return {k.removeprefix(prefix): v for k, v in keys.items() if k.startswith(prefix) and k not in skipped}
 
     # Helpers ---------------------------------------------------------------------------------------------------------

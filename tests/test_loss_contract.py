@@ -260,7 +260,7 @@ def test_a_value_that_bfloat16_changes_is_rejected() -> None:
 def test_shipped_options_are_read_from_default_yaml() -> None:
     contract = type("CWDContract", (LossContract,), {"loss": type("CWDLoss", (ToyLoss,), {"name": "cwd"})})()
     assert contract.shipped() == {"temperature": 1.0, "align": True}
-    contract.loss.name = "dfmsd"
+    contract.loss.name, contract.loss.takes_stages = "dfmsd", True
     assert contract.shipped()["enhance"] == "gap"
     assert not {"gain", "stages"} & set(contract.shipped())
 

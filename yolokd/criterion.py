@@ -87,9 +87,9 @@ class DistillationLoss(nn.Module):
         self.seen = 0
         self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
-        for name, modules in methods.items():
+        for modules in methods.values():
             for module in modules:
-                module.staged = name == "dfmsd" and stages.count > 1
+                module.staged = module.takes_stages and stages.count > 1
         self.set_base(base)
 
     def set_base(self, base: Any) -> None:

@@ -15,6 +15,7 @@ def test_options_are_the_methods_own_keys_without_prefix_gain_and_stage_points()
     keys |= {"pcd_stages": 4, "pcd_gain": 1.0, "bckd_beta": 2.0, "ld_temperature": 5.0}
     assert options("dfmsd", keys) == {"gamma": 3.0, "mask": "low"}
     assert options("pcd", keys) == {"stages": 4}  # these stages are the method's own
+    assert [name for name, loss in LOSSES.items() if loss.takes_stages] == ["dfmsd"]
     assert options("ld", keys) == {"temperature": 5.0} and options("cwd", keys) == {}
 
 

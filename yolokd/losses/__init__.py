@@ -42,13 +42,13 @@ def options(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the constructor arguments of a method from flat keys: `pcd_stages=3` becomes `stages=3`.
 
     Args:
-        name (str): Name of the method.
+        name (str): Name of the method, a key of `LOSSES`.
         args (Mapping[str, Any]): Flat keys, others than the method's own are ignored.
 
     Returns:
         (dict[str, Any]): The method's own keys without prefix; the gain and the criterion's stage points are left out.
     """
-    skipped = {f"{name}_gain", "dfmsd_stages"}
+    skipped = {f"{name}_gain", *([f"{name}_stages"] if LOSSES[name].takes_stages else [])}
     return {k.removeprefix(f"{name}_"): v for k, v in args.items() if k.startswith(f"{name}_") and k not in skipped}
 
 

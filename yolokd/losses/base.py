@@ -25,10 +25,12 @@ class DistillLoss(nn.Module):
         part_names (tuple[str, ...]): Names of the parts; empty for a method of one part.
         needs_logits (bool): Whether `Taps.logits` of the teacher is read.
         needs_boxes (bool): Whether `Taps.boxes` of the teacher is read.
+        takes_stages (bool): Whether the method changes with the stages of the training. The points between them are its
+            key `NAME_stages`, which the criterion reads and the constructor does not.
         share (float): Its share of the task's gradient norm at the neck with `kd_share=auto`, divided among its parts.
         part_gains (dict[str, float]): Weight of each part, {"": 1.0} for a method of one part.
-        stage (int): Index of the current training stage, set by the criterion; only staged methods read it.
-        staged (bool): Whether the run has several stages, set by the criterion.
+        stage (int): Index of the current training stage, set by the criterion.
+        staged (bool): Whether the run has several stages and the method takes them, set by the criterion.
         progress (float): Fraction of the training done, in [0, 1], set by the criterion.
     """
 
@@ -38,6 +40,7 @@ class DistillLoss(nn.Module):
     part_names: ClassVar[tuple[str, ...]] = ()
     needs_logits: ClassVar[bool] = False
     needs_boxes: ClassVar[bool] = False
+    takes_stages: ClassVar[bool] = False
     share: ClassVar[float] = 0.3
 
     def __init__(self, pair: Pair, **part_gains: float):

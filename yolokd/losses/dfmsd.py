@@ -117,15 +117,12 @@ class DFMSDLoss(DistillLoss):
         - MEAN and equal weight of the levels.
 
     Random masks ignore attention, and so enhancement. A module serves one teacher; the criterion holds one for each.
-
-    Attributes:
-        staged (bool): Whether the run has several stages, set by the criterion.
     """
 
     name = "dfmsd"
     paper = "Zhang et al. 2024, arXiv 2407.13147"
     signal = "features"
-    staged: bool = False
+    takes_stages = True
 
     def __init__(
         self,
