@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
+from yolokd.ops import attention
+
 DEVICE = torch.device("meta")
 CROSSING = {"aten::_to_copy": None, "aten::copy_": 0, "aten::type_as": 1}  # the argument that says where a result lies
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}  # take places from the CPU
@@ -134,11 +136,18 @@ def _autocast(device_type: str, **options: Any) -> Any:
     return _AUTOCAST("cpu", enabled=False) if _is_there(device_type) else _AUTOCAST(device_type, **options)
 
 
+def _forget() -> None:
+    """Forget tensors kept by their device: the name stands for another one outside."""
+    for kept in (attention._cells, attention._budgets):
+        kept.cache_clear()
+
+
 @contextmanager
 def elsewhere() -> Iterator[torch.device]:
     """Let the device exist."""
     replaced = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    _forget()
     try:
         with pytest.MonkeyPatch.context() as patch, _Making():
             for name, make in _FROM_DATA.items():
@@ -147,4 +156,5 @@ def elsewhere() -> Iterator[torch.device]:
                 patch.setattr(module, "autocast", _autocast)
             yield DEVICE
     finally:
+        _forget()
         torch.__future__.set_overwrite_module_params_on_conversion(replaced)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.oracles import features as oracle
+from yolokd.ops import attention as cells
 from yolokd.ops.attention import (
     RandomSource,
     cell_mask,
@@ -195,6 +197,32 @@ def test_cell_mean(size: tuple[int, int], grid: int) -> None:
             cell = values[:, :, top:bottom, left:right]
             expected[:, :, top:bottom, left:right] = cell.mean((2, 3), keepdim=True)
     torch.testing.assert_close(cell_mean(values, grid), expected)
+
+
+@pytest.mark.parametrize("size", [(20, 20), (12, 40), (80, 80)])
+@pytest.mark.parametrize("grid", [1, 2, 4])
+def test_equal_cells_are_cut_as_any_others(size: tuple[int, int], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(3, 1, *size, generator=torch.Generator().manual_seed(grid))
+    found = cell_mask(values, 0.4, grid), cell_mean(values, grid)
+    monkeypatch.setattr(cells, "_are_equal", lambda size, grid: False)
+    assert torch.equal(cell_mask(values, 0.4, grid), found[0]) and torch.equal(cell_mean(values, grid), found[1])
+
+
+def test_where_cells_lie_is_found_once_and_serves_gradients_after_a_validation() -> None:
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            assert func.overloadpacket is not torch.ops.aten.arange
+            return func(*args, **(kwargs or {}))
+
+    cells._cells.cache_clear()
+    values = torch.rand(2, 1, 11, 13)
+    with torch.inference_mode():
+        cell_mask(values, 0.4, 4), cell_mean(values, 4)
+    values.requires_grad_()
+    with Made():
+        cell_mask(values, 0.4, 4)
+        cell_mean(values, 4).square().sum().backward()
+    torch.testing.assert_close(values.grad, 2 * cell_mean(values.detach(), 4))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -130,26 +131,71 @@ def keep_grids(size: tuple[int, int], grids: Sequence[int], smallest: int = 5) -
     return [grid for grid in grids if grid == 1 or min(size) // grid >= smallest] or [1]
 
 
-def _cell_of(length: int, grid: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first position of each of `grid` cells along a side, and the cell of each position."""
-    starts = torch.arange(grid, device=device) * length // grid
-    cells = ((torch.arange(length, device=device) + 1) * grid - 1) // length  # inverse of the line above
-    return starts, cells
+class _Cells(NamedTuple):
+    """Where the cells of maps of one size lie, for g x g cells of at most n positions.
+
+    Attributes:
+        places (torch.Tensor): Position in the map, row by row, of each entry of each cell with shape (g, g, n), int64.
+        outside (torch.Tensor): Entries that fill smaller cells up, shape (g, g, n), bool.
+        sizes (torch.Tensor): Number of positions of each cell with shape (g, g, 1), int64.
+        back (torch.Tensor): For each position of the map its entry among all of all cells with shape (H * W,), int64.
+    """
+
+    places: torch.Tensor
+    outside: torch.Tensor
+    sizes: torch.Tensor
+    back: torch.Tensor
 
 
-def _to_cells(values: torch.Tensor, grid: int, fill: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut maps (B, H, W) into cells with shape (B, g, g, h * w), filled up to one size, with their sizes (g, g, 1)."""
-    height, width = values.shape[-2:]
+@lru_cache(maxsize=64)
+def _cells(height: int, width: int, grid: int, device: torch.device) -> _Cells:
+    """Return where the cells lie of maps with shape (H, W), which have the same few sizes all through a training."""
     sides = []
-    for length in (height, width):
-        starts, _ = _cell_of(length, grid, values.device)
-        ends = torch.cat((starts[1:], starts.new_full((1,), length)))
-        positions = starts[:, None] + torch.arange(-(-length // grid), device=values.device)  # (g, longest cell)
-        sides.append((positions.clamp_max(length - 1), positions < ends[:, None], ends - starts))
-    (rows, rows_in, heights), (columns, columns_in, widths) = sides
-    cells = values[:, rows[:, None, :, None], columns[None, :, None, :]]  # (B, H, W) -> (B, g, g, h, w)
-    inside = rows_in[:, None, :, None] & columns_in[None, :, None, :]
-    return cells.masked_fill(~inside, fill).flatten(3), (heights[:, None] * widths)[..., None]
+    with torch.inference_mode(False):  # validation may come first
+        for length in (height, width):
+            starts = torch.arange(grid, device=device) * length // grid
+            ends = (torch.arange(grid, device=device) + 1) * length // grid
+            cell = ((torch.arange(length, device=device) + 1) * grid - 1) // length  # inverse of the lines above
+            positions = starts[:, None] + torch.arange(-(-length // grid), device=device)  # (g, longest cell)
+            within = torch.arange(length, device=device) - starts[cell]
+            sides.append((positions.clamp_max(length - 1), positions < ends[:, None], ends - starts, cell, within))
+        (rows, rows_in, heights, cells_y, y), (columns, columns_in, widths, cells_x, x) = sides
+        places = rows[:, None, :, None] * width + columns[None, :, None, :]  # (g, g, h, w)
+        inside = rows_in[:, None, :, None] & columns_in[None, :, None, :]
+        cells = cells_y[:, None] * grid + cells_x  # (H, W)
+        back = (cells * rows.shape[1] + y[:, None]) * columns.shape[1] + x
+        return _Cells(places.flatten(2), ~inside.flatten(2), (heights[:, None] * widths)[..., None], back.flatten())
+
+
+@lru_cache(maxsize=64)
+def _budgets(height: int, width: int, grid: int, ratio: float, device: torch.device) -> torch.Tensor:
+    """Return round(ratio * n) of the n positions of each cell with shape (g, g, 1), int64."""
+    heights, widths = ([(i + 1) * side // grid - i * side // grid for i in range(grid)] for side in (height, width))
+    with torch.inference_mode(False):
+        return torch.tensor([[[round(ratio * h * w)] for w in widths] for h in heights], device=device)
+
+
+def _are_equal(size: tuple[int, int], grid: int) -> bool:
+    """Return whether all cells of a map of this height and width have one size."""
+    return size[0] % grid == 0 and size[1] % grid == 0
+
+
+def _to_cells(values: torch.Tensor, grid: int, fill: float) -> torch.Tensor:
+    """Cut maps (B, H, W) into cells with shape (B, g, g, n), filled up to one size."""
+    size = values.shape[-2], values.shape[-1]
+    if _are_equal(size, grid):
+        return values.unflatten(1, (grid, -1)).unflatten(3, (grid, -1)).transpose(2, 3).flatten(3)
+    cells = _cells(*size, grid, values.device)
+    return values.flatten(1)[:, cells.places].masked_fill(cells.outside, fill)
+
+
+def _to_map(cells: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Put cells (B, g, g, n) together to maps (B, H, W) of a height and width."""
+    grid = cells.shape[1]
+    if _are_equal(size, grid):
+        parts = cells.unflatten(3, (size[0] // grid, size[1] // grid)).transpose(2, 3)  # (B, g, h, g, w)
+        return parts.reshape(-1, *size)
+    return cells.flatten(1)[:, _cells(*size, grid, cells.device).back].unflatten(1, size)
 
 
 def cell_mask(attention: torch.Tensor, ratio: float, grid: int) -> torch.Tensor:
@@ -168,21 +214,11 @@ def cell_mask(attention: torch.Tensor, ratio: float, grid: int) -> torch.Tensor:
     """
     if grid == 1:
         return quantile_mask(attention, ratio)
-    height, width = attention.shape[-2:]
-    longest = -(-height // grid), -(-width // grid)
-    scores, sizes = _to_cells(attention.detach().squeeze(1), grid, fill=-torch.inf)
-    budget = torch.zeros_like(sizes)
-    for size in {h * w for h in (height // grid, longest[0]) for w in (width // grid, longest[1])}:
-        budget = torch.where(sizes == size, round(ratio * size), budget)
-    most = round(ratio * (longest[0] * longest[1]))
-    picked = _top(scores, budget, most=most, equal=height % grid == 0 and width % grid == 0)
-    picked = picked.view(*picked.shape[:-1], *longest)  # (B, g, g, h, w)
-    starts_y, cells_y = _cell_of(height, grid, attention.device)
-    starts_x, cells_x = _cell_of(width, grid, attention.device)
-    y = torch.arange(height, device=attention.device) - starts_y[cells_y]
-    x = torch.arange(width, device=attention.device) - starts_x[cells_x]
-    masked = picked[:, cells_y[:, None], cells_x[None, :], y[:, None], x[None, :]]  # -> (B, H, W)
-    return masked.logical_not().float().unsqueeze(1)
+    size = attention.shape[-2], attention.shape[-1]
+    scores = _to_cells(attention.detach().squeeze(1), grid, fill=-torch.inf)
+    budget, most = _budgets(*size, grid, ratio, attention.device), round(ratio * scores.shape[-1])
+    picked = _top(scores, budget, most=most, equal=_are_equal(size, grid))
+    return _to_map(~picked, size).float().unsqueeze(1)
 
 
 def cell_mean(values: torch.Tensor, grid: int) -> torch.Tensor:
@@ -195,12 +231,11 @@ def cell_mean(values: torch.Tensor, grid: int) -> torch.Tensor:
     Returns:
         (torch.Tensor): Map with shape (B, 1, H, W).
     """
-    height, width = values.shape[-2:]
-    cells, sizes = _to_cells(values.squeeze(1), grid, fill=0.0)
-    means = cells.sum(dim=-1) / sizes.squeeze(-1)  # (B, g, g)
-    _, cells_y = _cell_of(height, grid, values.device)
-    _, cells_x = _cell_of(width, grid, values.device)
-    return means[:, cells_y[:, None], cells_x[None, :]].unsqueeze(1)
+    size = values.shape[-2], values.shape[-1]
+    cells = _to_cells(values.squeeze(1), grid, fill=0.0)
+    count = cells.shape[-1] if _are_equal(size, grid) else _cells(*size, grid, values.device).sizes
+    means = cells.sum(dim=-1, keepdim=True) / count  # (B, g, g, 1)
+    return _to_map(means.expand_as(cells), size).unsqueeze(1)
 
 
 class RandomSource(nn.Module):
