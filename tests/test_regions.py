@@ -65,6 +65,43 @@ def test_too_many_labelled_boxes_are_drawn_from_and_others_fill_up() -> None:
     assert not torch.equal(regions[:, :4], other[:, :4])
 
 
+def by_sorting(student: Taps, targets: Targets, per_image: int, share: float, seed: int) -> list[list[torch.Tensor]]:
+    """Return the boxes of each image, chosen one image at a time from sorted lists of the same draws."""
+    generator, slots = seeded(seed), min(round(per_image * share), per_image)
+    decoded = student.decoded().detach()
+    order = torch.randperm(len(targets.boxes), generator=generator).tolist()
+    chances = torch.rand(decoded.shape[:2], generator=generator).tolist()
+    found = []
+    for image, chance in enumerate(chances):
+        own = [targets.boxes[i] for i in order if targets.image_index[i] == image][:slots]
+        ranked = sorted(range(len(chance)), key=lambda i: -chance[i])
+        positive = [i for i in ranked if targets.positives[image, i]]
+        room = slots - len(own)
+        others = [i for i in ranked if not targets.positives[image, i]]
+        anchors = [*positive[:room], *others, *positive[room:]]
+        found.append([*own, *decoded[image, anchors]][:per_image])
+    return found
+
+
+@pytest.mark.parametrize("sizes", [[(12, 16), (6, 8), (3, 4)], [(1, 3), (1, 2), (1, 1)]])
+@pytest.mark.parametrize("objects", [0, 2, 9])
+@pytest.mark.parametrize(("per_image", "share"), [(16, 0.25), (12, 0.0), (9, 1.0), (32, 0.5)])
+def test_regions_are_those_of_sorted_lists(
+    sizes: list[tuple[int, int]], objects: int, per_image: int, share: float
+) -> None:
+    for seed in range(3):
+        student, _ = random_taps(random_pair(), batch=3, sizes=sizes, seed=seed)
+        targets = random_targets(student, seed, objects)
+        regions, real = propose(student, targets, per_image, share, seeded(seed))
+        for image, expected in enumerate(by_sorting(student, targets, per_image, share, seed)):
+            assert real[image].sum() == len(expected)
+            kept = regions[image, real[image]]
+            wanted = valid_boxes(torch.stack(expected), student.image_size)
+            own = min(objects, round(per_image * share))
+            assert {tuple(b) for b in kept[:own].tolist()} == {tuple(b) for b in wanted[:own].tolist()}
+            torch.testing.assert_close(kept[own:], wanted[own:])
+
+
 def test_boxes_in_any_order_reach_their_own_image() -> None:
     student, targets = case(batch=3)
     order = torch.tensor([5, 0, 3, 1, 4, 2])

@@ -67,11 +67,11 @@ class Taps:
         Around a rotated box this is the smallest upright one.
 
         Args:
-            rows (tuple[torch.Tensor, ...], optional): Image and anchor index of the N anchors to decode, each with
-                shape (N,), int64; None for all.
+            rows (tuple[torch.Tensor, ...], optional): Image and anchor index of the anchors to decode, both of one
+                shape (...), int64; None for all.
 
         Returns:
-            (torch.Tensor): Boxes with shape (B, A, 4), or (N, 4) of the anchors asked for.
+            (torch.Tensor): Boxes with shape (B, A, 4), or (..., 4) of the anchors asked for.
         """
         assert self.boxes is not None, "these taps carry no box output"
         distances, angles, (centres, strides) = self.boxes, self.angles, self.anchors()
@@ -93,10 +93,18 @@ class Taps:
             left_top = right_bottom = (extent * cos.abs() + extent.flip(-1) * sin.abs()) / 2
         return torch.cat((centres - left_top, centres + right_bottom), dim=-1)
 
-    def proposals(self) -> torch.Tensor:
-        """Return the boxes that the model predicts, wherever it predicts them, detached, with shape (B, A or Q, 4)."""
+    def proposals(self, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Return boxes that the model predicts, wherever it predicts them, detached, in float32.
+
+        Args:
+            rows (tuple[torch.Tensor, ...]): Image index and anchor or query index of the boxes, both of one shape
+                (...), int64.
+
+        Returns:
+            (torch.Tensor): Boxes in pixels with shape (..., 4).
+        """
         with torch.no_grad():
-            return self.decoded() if self.regions is None else self.regions.detach().float()
+            return self.decoded(rows) if self.regions is None else self.regions[rows].float()
 
     def since(self, first: int) -> Taps:
         """Return the taps of the images from `first` on."""

@@ -54,39 +54,36 @@ def propose(
             a mask with shape (B, R), bool, which is False on rows left over because an image has too few anchors.
     """
     # B images, A anchors (or queries), G labelled boxes, P positive slots, R regions
-    decoded = student.proposals()  # (B, A, 4)
-    batch, count = decoded.shape[:2]
     # Queries are matched with objects rather than assigned to them: the labelled boxes alone are positive then.
-    assigned = targets.positives if student.regions is None else targets.positives.new_zeros(batch, count)
+    positive = targets.positives
+    assigned = positive if student.regions is None else positive.new_zeros(student.regions.shape[:2])
+    (batch, count), device = assigned.shape, assigned.device
     slots = min(round(per_image * positives), per_image)
-    device = decoded.device
     labelled = torch.zeros(batch, slots + 1, 4, device=device)
     present = torch.zeros(batch, slots + 1, dtype=torch.bool, device=device)
     shuffle = torch.randperm(len(targets.boxes), generator=generator).to(device, non_blocking=True)
     image = targets.image_index[shuffle]
     owner = (image[:, None] == torch.arange(batch, device=device)).long()  # (G, B)
-    slot = (
-        ((owner.cumsum(0) - 1) * owner).sum(1).clamp_max(slots)
-    )  # place within the image; the last one is thrown away
+    slot = ((owner.cumsum(0) - 1) * owner).sum(1).clamp_max(slots)  # place within the image; the last one is spare
     labelled[image, slot] = targets.boxes[shuffle].to(labelled.dtype)
     present[image, slot] = True
-    labelled, present = labelled[:, :slots], present[:, :slots]
+    present = present[:, :slots]
 
     # Order of the candidates: 3 labelled, 2 positive while there is room, 1 others, 0 surplus positive, -1 nothing.
     chance = torch.rand(batch, count, generator=generator).to(device, non_blocking=True)
-    rank = chance.masked_fill(~assigned, -1).argsort(dim=1, descending=True).argsort(dim=1)
+    best, first = chance.masked_fill(~assigned, -1).topk(min(slots, count), dim=1)  # (B, P)
     room = slots - present.sum(1, keepdim=True)
-    chosen = assigned & (rank < room)
+    taken = (torch.arange(best.shape[1], device=device) < room) & (best >= 0)
+    chosen = torch.zeros_like(assigned).scatter(1, first, taken)
     anchor_key = chance + torch.where(chosen, 2.0, torch.where(assigned, 0.0, 1.0))
     key = torch.cat((torch.where(present, 3.0, -1.0), anchor_key), dim=1)  # (B, P + A)
-    boxes = torch.cat((labelled, decoded), dim=1)
-    if key.shape[1] < per_image:
-        missing = per_image - key.shape[1]
-        key = nn.functional.pad(key, (0, missing), value=-1.0)
-        boxes = nn.functional.pad(boxes, (0, 0, 0, missing))
+    key = nn.functional.pad(key, (0, max(0, per_image - key.shape[1])), value=-1.0)
     key, index = key.topk(per_image, dim=1)  # (B, R)
-    regions = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    return valid_boxes(regions, student.image_size), key >= 0
+    real = key >= 0
+    rows = torch.arange(batch, device=device)[:, None].expand_as(index), (index - slots).clamp(0, count - 1)
+    drawn = labelled.gather(1, index.clamp_max(slots).unsqueeze(-1).expand(-1, -1, 4))
+    regions = torch.where((index < slots).unsqueeze(-1), drawn, student.proposals(rows))
+    return valid_boxes(regions.masked_fill(~real.unsqueeze(-1), 0), student.image_size), real
 
 
 class Proposer(nn.Module):
