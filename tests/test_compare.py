@@ -32,8 +32,7 @@ from yolokd.compare.trainer import MEASURES, MeasuringTrainer, model_hash
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.evaluation import evaluate as evaluation
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
-from yolokd.results import PREDICTIONS
-from yolokd.saving.records import read_json, write_json
+from yolokd.saving.records import PREDICTIONS, read_json, write_json
 
 TRAIN = {"epochs": 4, "imgsz": 32, "batch": 4, "close_mosaic": 2, "optimizer": "SGD", "kd_preflight": False}
 

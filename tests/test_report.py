@@ -522,7 +522,9 @@ def test_a_folder_with_results_is_reported_in_place(fake_runs, tmp_path, results
     [
         (["report"], "needs run folders"),
         (["report", "nowhere"], "is no folder"),
-        (["report", "a", "split=x"], "split="),
+        (["report", "a", "imgsz=32"], "imgsz= is no key"),
+        (["report", "a", "split="], "split= is empty"),
+        (["report", "a", "device=gpu"], "device=gpu is none"),
     ],
 )
 def test_mistakes_in_the_command_are_told(argv, message, fake_runs, tmp_path, monkeypatch, capsys):

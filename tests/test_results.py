@@ -15,9 +15,11 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
 from tests.tiny import train, train_plain
-from yolokd import UserError, config
+from yolokd import UserError, cli, config
 from yolokd.evaluation import evaluate as evaluation
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
+from yolokd.report import report_runs
+from yolokd.report.examples import find_examples
 from yolokd.results import from_compare, from_runs
 from yolokd.results.folders import _expand, _like_named, _teacher
 from yolokd.results.run import _number
@@ -215,6 +217,65 @@ def test_finished_runs_are_evaluated_once_and_paired_by_seed(runs: list[Path]) -
     assert by_name(from_runs(runs, device="cpu"))["none"]["runs"][0]["metrics"]["host_ap"] == 0.123
     write_json(runs[0] / "predictions.json.gz", {**kept[0], "host_ap": 0.123, "weights_sha256": "0"})
     assert by_name(from_runs(runs, device="cpu"))["none"]["runs"][0]["metrics"]["host_ap"] != 0.123
+
+
+@pytest.fixture
+def with_test(runs: list[Path], tiny_data: Path, tmp_path: Path) -> list[Path]:
+    """Copies of the runs on data that has a test split too, its training images."""
+    content = yaml.safe_load(tiny_data.read_text(encoding="utf-8"))
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump({**content, "path": str(tiny_data.parent), "test": content["train"]}))
+    copies = []
+    for run in runs:
+        copies.append(Path(shutil.copytree(run, tmp_path / "runs" / run.name)))
+        args = yaml.safe_load((run / "args.yaml").read_text(encoding="utf-8"))
+        (copies[-1] / "args.yaml").write_text(yaml.safe_dump({**args, "data": str(data)}), encoding="utf-8")
+        (copies[-1] / "predictions.json.gz").unlink(missing_ok=True)
+    return copies
+
+
+def test_runs_are_judged_on_another_split_beside_the_first(with_test: list[Path], tmp_path: Path) -> None:
+    first = report_runs(with_test, tmp_path / "val", device="cpu")[0]
+    kept = [(run / "predictions.json.gz").read_bytes() for run in with_test]
+    out, other = tmp_path / "test", [run / "predictions-test.json.gz" for run in with_test]
+    assert cli.main(["report", *map(str, with_test), f"out={out}", "split=test", "device=cpu"]) == 0
+    one, two = (json.loads(path.read_text(encoding="utf-8")) for path in (first, out / "results.json"))
+    assert (one["data"]["split"], two["data"]["split"]) == ("val", "test")
+    assert two["data"]["images"] > one["data"]["images"] and "split=test" in two["command"]
+    arm, teacher = two["arms"][1], two["teacher"]
+    assert arm["runs"][0]["metrics"]["images"] == teacher["metrics"]["images"] == two["data"]["images"]
+    assert arm["versus"]["none"]["source"] == "images"  # over those of the split
+    assert [(run / "predictions.json.gz").read_bytes() for run in with_test] == kept
+    made = [read_json(path) for path in other]
+    assert all(found["split"] == "test" for found in made)
+    write_json(other[0], {**made[0], "host_ap": 0.125})  # read, not made again
+    again = from_runs(with_test, split="test", device="cpu")
+    assert again["arms"][0]["runs"][0]["metrics"]["host_ap"] == 0.125
+    tally = find_examples(out, two).tallies[0]
+    assert tally.both + tally.gained + tally.lost + tally.neither == two["data"]["objects"]
+    with pytest.raises(UserError, match="split=other is not in data="):
+        from_runs(with_test, split="other")
+
+
+def test_a_comparison_is_judged_on_another_split_elsewhere(
+    with_test: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "comparison"
+    for run, arm in zip(with_test, ("none", "pcd")):
+        shutil.copytree(run, root / "seed0" / arm)
+        write_json(root / "seed0" / arm / "run.json", {"schema": 1})
+    plan = {"id": "x", "split": "val"}
+    write_json(root / "plan.json", plan)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", str(root), "split=test", "device=cpu"]) == 0
+    found = json.loads(Path("runs/report/results.json").read_text(encoding="utf-8"))
+    assert found["data"]["split"] == "test" and [arm["name"] for arm in found["arms"]] == ["none", "pcd"]
+    assert not (root / "results.json").exists()
+    with pytest.raises(UserError, match=r"holds a comparison on split=val; choose another folder"):
+        report_runs([root], root, split="test", device="cpu")
+    asked: list[Path] = []
+    monkeypatch.setattr("yolokd.results.from_compare", lambda folder: asked.append(folder) or {})
+    assert from_runs([root], split="val") == from_runs([root]) == {} and asked == [root.resolve()] * 2
 
 
 def test_detections_of_other_images_are_made_again(runs: list[Path], tmp_path: Path) -> None:

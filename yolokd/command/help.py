@@ -62,7 +62,8 @@ GUIDES = {
     "profile": Guide("yolokd profile model=yolov8n.pt teacher=yolov8s.pt method=dfmsd imgsz=640 batch=16", more=TRAIN),
     "report": Guide(
         "yolokd report runs/detect/train runs/detect/train2 out=runs/report",
-        more="run folders, or the folder of a comparison; out=FOLDER, where the report goes",
+        more="run folders, or the folder of a comparison; out=FOLDER, where the report goes; split=test and the "
+        "like, the images to judge on; device=, where models are evaluated",
     ),
     "demo": Guide("yolokd demo method=dfmsd out=runs/demo", "yolokd.drawn.demo:run_demo"),
 }

@@ -19,7 +19,16 @@ from yolokd import config
 from yolokd.compare.imagestream import StreamHash
 from yolokd.compare.queue import follow_parent
 from yolokd.compare.trainer import MEASURES, MeasuringTrainer
-from yolokd.saving.records import SCHEMA, TRACEBACK_LINES, file_hash, now, read_json, read_record, write_json
+from yolokd.saving.records import (
+    PREDICTIONS,
+    SCHEMA,
+    TRACEBACK_LINES,
+    file_hash,
+    now,
+    read_json,
+    read_record,
+    write_json,
+)
 from yolokd.trust import KEY, loading
 
 LOGS = {"worker.log", "progress.jsonl", "error.json"}  # what stays where a run begins anew
@@ -114,7 +123,6 @@ def evaluate_run(folder: Path, plan: dict[str, Any], weights: Path, device: str 
     """Evaluate weights on the original images, keep the detections in the run's folder and return the numbers."""
     from yolokd.evaluation.asteacher import as_teacher
     from yolokd.evaluation.evaluate import evaluate
-    from yolokd.results import PREDICTIONS
     from yolokd.results.folders import images_hash
 
     truth = read_json(folder.parents[0 if folder.name == "teacher" else 1] / "ground_truth.json")

@@ -14,6 +14,7 @@ from yolokd.report import traces, view, words
 from yolokd.saving.records import SCHEMA, write_json
 
 NAME = "results.json"
+KEYS = {"out": "report", "split": "test", "device": "0"}  # of `yolokd report`, each with an example
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
@@ -64,13 +65,17 @@ def write_report(folder: str | Path) -> list[Path]:
     return files
 
 
-def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path]:
+def report_runs(
+    run_folders: Sequence[str | Path], out: str | Path, split: str | None = None, device: str | None = None
+) -> list[Path]:
     """Write results.json and the reports of finished run folders, also of runs made by `yolo train`.
 
     Args:
         run_folders (Sequence[str | Path]): Folders with args.yaml, results.csv and weights/best.pt, or one folder of a
             comparison.
         out (str | Path): Folder to write into; it is created.
+        split (str, optional): Split of the data to judge on; that of a comparison by itself, else `val`.
+        device (str, optional): Device as Ultralytics names it.
 
     Returns:
         (list[Path]): The files written.
@@ -80,6 +85,7 @@ def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path
     """
     from yolokd.config.inputs import check_place
     from yolokd.results import from_runs
+    from yolokd.saving.records import read_json
 
     folders = [Path(folder) for folder in run_folders]
     for folder in folders:
@@ -87,7 +93,12 @@ def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path
             raise UserError(f"{folder} is no folder; give run folders, e.g. runs/detect/train")
     out = Path(out)
     check_place(out.absolute(), "out", out, "out=report")
-    results = from_runs(folders)
+    results = from_runs(folders, split=split, device=device)
+    plan, found = read_json(out / "plan.json") or {}, (results.get("data") or {}).get("split")
+    if plan.get("split", found) != found:
+        raise UserError(
+            f"out={out} holds a comparison on split={plan['split']}; choose another folder, e.g. out=report"
+        )
     if out.resolve() != folders[0].resolve():
         for run in (run for arm in results["arms"] for run in arm["runs"]):
             run["folder"] = str(folders[0].resolve() / run["folder"])  # an absolute one stays as it is
@@ -99,10 +110,10 @@ def report_runs(run_folders: Sequence[str | Path], out: str | Path) -> list[Path
 
 
 def run_report(words: Sequence[str]) -> int:
-    """Run `yolokd report RUN [RUN...] [out=FOLDER]`.
+    """Run `yolokd report RUN [RUN...] [out=FOLDER] [split=] [device=]`.
 
     Args:
-        words (Sequence[str]): Words after the mode: run folders, or one folder of a comparison, and `out=`.
+        words (Sequence[str]): Words after the mode: run folders, or one folder of a comparison, and the keys.
 
     Returns:
         (int): Exit code.
@@ -110,20 +121,35 @@ def run_report(words: Sequence[str]) -> int:
     Raises:
         UserError: If nothing can be reported.
     """
+    from yolokd.command.grammar import HOST_MISTAKES
+    from yolokd.config.consistency import check_device
+    from yolokd.text import reason
+
     folders = [word for word in words if not re.match(r"\w+=", word) or Path(word).is_dir()]
     options: dict[str, Any] = dict(word.split("=", 1) for word in words if word not in folders)
-    if unknown := set(options) - {"out", trust.KEY}:
-        raise UserError(f"{sorted(unknown)[0]}= is no key of `yolokd report`; there are out=FOLDER and {trust.KEY}=")
-    safe = trust.take(options)
+    if unknown := set(options) - {*KEYS, trust.KEY}:
+        raise UserError(
+            f"{sorted(unknown)[0]}= is no key of `yolokd report`; there are out=FOLDER, split=, device=, {trust.KEY}="
+        )
+    if empty := [key for key in KEYS if options.get(key) == ""]:
+        raise UserError(f"{empty[0]}= is empty; leave it out, or give it, e.g. {empty[0]}={KEYS[empty[0]]}")
+    safe, (split, device) = trust.take(options), (options.get(key) for key in ("split", "device"))
+    check_device(device)
     if not folders:
         raise UserError("report needs run folders, e.g. yolokd report runs/detect/train runs/detect/train2")
     first = Path(folders[0])
     compared, written = (first / "plan.json").is_file(), (first / NAME).is_file()
     with trust.loading(safe):
-        if len(folders) == 1 and "out" not in options and (compared or written):
-            files = report_runs(folders, first) if compared else write_report(first)
-        else:
-            files = report_runs(folders, options.get("out") or _new_folder(Path("runs") / "report"))
+        try:
+            if len(folders) == 1 and not {"out", "split"} & set(options) and (compared or written):
+                files = report_runs(folders, first) if compared else write_report(first)
+            else:
+                out = options.get("out") or _new_folder(Path("runs") / "report")
+                files = report_runs(folders, out, split, device)
+        except UserError:
+            raise
+        except HOST_MISTAKES as error:
+            raise UserError(reason(error, lines=2)) from error
     print("\n".join(str(file) for file in files))
     return 0
 

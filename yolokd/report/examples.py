@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolokd.report import view
+from yolokd.saving.records import read_detections
 
 IOU, CONFIDENCE = 0.5, 0.25
 SIDE, QUALITY = 340, 80  # longer side in pixels and JPEG quality of a thumbnail
@@ -124,11 +124,12 @@ def find_examples(folder: Path, results: view.Results, limit: int = 6) -> Exampl
         return Examples(reason="There is no readable ground_truth.json beside results.json.")
     if plain is None:
         return Examples(reason="There is not one arm of plain training to compare with.")
-    base = _found(folder, plain, truth)
+    split = str((results.get("data") or {}).get("split") or "val")
+    base = _found(folder, plain, truth, split)
     found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64], list[Any]]] = {}
     tallies = []
     for arm in view.arms(results):
-        hits = {} if arm is plain else _found(folder, arm, truth)
+        hits = {} if arm is plain else _found(folder, arm, truth, split)
         fair = {run["seed"] for run in view.done(arm) for other in view.done(plain) if view.fair(run, other)}
         seeds = [seed for seed in hits if seed in base and seed in fair]
         if not seeds:
@@ -204,16 +205,14 @@ def _truth(content: Mapping[str, Any]) -> Truth:
     )
 
 
-def _found(folder: Path, arm: view.Arm, truth: Truth) -> dict[Any, NDArray[np.float64]]:
+def _found(folder: Path, arm: view.Arm, truth: Truth, split: str) -> dict[Any, NDArray[np.float64]]:
     """Return the matches of each seed of an arm whose predictions can be read."""
     result = {}
     for run in view.done(arm):
-        path = folder / str(run.get("folder") or "") / "predictions.json.gz"
+        _, kept = read_detections(folder / str(run.get("folder") or ""), split)
         try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                content = json.load(file)
-            result[run.get("seed")] = match(truth, content["detections"] if isinstance(content, dict) else content)
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
+            result[run.get("seed")] = match(truth, kept["detections"])
+        except (ValueError, KeyError, TypeError):
             continue
     return result
 

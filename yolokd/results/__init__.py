@@ -12,9 +12,8 @@ from typing import Any
 from yolokd.evaluation.bootstrap import Bootstrap
 from yolokd.evaluation.statistics import adjust, gap_closed, paired, verdict_sentence
 from yolokd.results.run import compared_run
-from yolokd.saving.records import SCHEMA, now, read_json, read_record, strict
+from yolokd.saving.records import SCHEMA, now, read_detections, read_json, read_record, strict
 
-PREDICTIONS = "predictions.json.gz"
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
 CONTROLS = {"none": "plain training", "ultralytics": "Ultralytics' distillation"}
 BOOTSTRAP_SAMPLES = 1000
@@ -60,15 +59,15 @@ def from_compare(root: Path) -> dict[str, Any]:
     return assemble(head, teacher, arms, _bootstrapper(truth, root), plan.get("notes", []))
 
 
-def from_runs(folders: Sequence[str | Path], split: str = "val", device: str | None = None) -> dict[str, Any]:
+def from_runs(folders: Sequence[str | Path], split: str | None = None, device: str | None = None) -> dict[str, Any]:
     """Return the results of finished run folders, made by yolokd or by `yolo train`.
 
-    Runs without predictions.json.gz for their best.pt are evaluated, and it is written beside. Runs are paired by equal
-    seed and equal train arguments.
+    Runs without kept detections of their best.pt on the split are evaluated, and these are written beside. Runs are
+    paired by equal seed and equal train arguments.
 
     Args:
         folders (Sequence[str | Path]): Run folders, or folders of comparisons.
-        split (str): Split of the data to evaluate on.
+        split (str, optional): Split of the data to evaluate on; that of a comparison by itself, else `val`.
         device (str, optional): Device as Ultralytics names it.
 
     Returns:
@@ -79,10 +78,12 @@ def from_runs(folders: Sequence[str | Path], split: str = "val", device: str | N
     """
     paths = [Path(folder) for folder in folders]
     if len(paths) == 1 and (paths[0] / "plan.json").is_file():
-        return from_compare(paths[0].resolve())
+        own = (read_json(paths[0] / "plan.json") or {}).get("split")
+        if split is None or split == own:
+            return from_compare(paths[0].resolve())
     from yolokd.results.folders import collect
 
-    head, teacher, arms, truth, notes = collect(paths, split, device)
+    head, teacher, arms, truth, notes = collect(paths, split or "val", device)
     return assemble(head, teacher, arms, _bootstrapper(truth, Path()), notes)
 
 
@@ -276,10 +277,11 @@ def _bootstrapper(truth: Mapping[str, Any] | None, root: Path) -> Bootstrapper:
     from yolokd.evaluation.evaluate import Evaluation, bootstrap, score
 
     known: dict[str, Evaluation | None] = {}
+    split = ((truth or {}).get("info") or {}).get("split")
 
     def load(folder: str) -> Evaluation | None:
         if folder not in known:
-            kept = read_json(root / folder / PREDICTIONS)
+            _, kept = read_detections(root / folder, split)
             known[folder] = score(truth, kept["detections"]) if kept and truth else None
         return known[folder]
 

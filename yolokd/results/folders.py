@@ -12,9 +12,9 @@ import yaml
 
 from yolokd.config import KEYS
 from yolokd.errors import UserError
-from yolokd.results import PREDICTIONS, WEIGHTS, data_summary
+from yolokd.results import WEIGHTS, data_summary
 from yolokd.results.run import RECORDED, curves, empty_run
-from yolokd.saving.records import file_hash, now, read_json, write_json
+from yolokd.saving.records import file_hash, now, read_detections, read_json, write_json
 from yolokd.trust import KEY as TRUST
 
 # What two runs of a pair may differ in: where and how they ran, and what the comparison is about.
@@ -38,7 +38,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     """
     from yolokd.command.grammar import HOST_MISTAKES
     from yolokd.environment import environment
-    from yolokd.evaluation.evaluate import coco_ground_truth
+    from yolokd.evaluation.evaluate import check_labels, coco_ground_truth
     from yolokd.text import reason
 
     paths = [path for folder in folders for path in _expand(folder.resolve())]
@@ -61,6 +61,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
             f"the data of these runs, data={description}, cannot be read any more: {reason(error)}; a report needs its "
             f"labels, so put it back where it was"
         ) from error
+    check_labels(len(truth["annotations"]), description, split)
     arms: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
     for path, own in args.items():
@@ -95,7 +96,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     head = {
         "created": now(),
         "environment": {**environment(), "shared_machine": False},
-        "command": f"yolokd report {' '.join(map(str, paths))}",
+        "command": " ".join(["yolokd report", *map(str, paths), *([] if split == "val" else [f"split={split}"])]),
         "arguments": {key: value for key, value in first.items() if key not in FREE},
         "student": {"path": str(first["model"]), "sha256": None},
         "data": data_summary(description, split, truth),
@@ -218,7 +219,7 @@ def evaluated(
     """Return the metrics of weights from the detections kept in a folder, which are made where they are not there.
 
     Args:
-        folder (Path): Where predictions.json.gz lies or is written.
+        folder (Path): Where they lie or are written.
         weights (Path): The weights.
         truth (dict[str, Any]): Ground truth.
         split (str): Split of the data.
@@ -230,12 +231,12 @@ def evaluated(
     digest, data = file_hash(weights), truth["info"]["data"]
     about = {"weights": str(weights), "weights_sha256": digest, "data": data, "split": split, "imgsz": imgsz}
     about["images_sha256"] = images_hash(truth)
-    kept = read_json(folder / PREDICTIONS) or {}
+    path, kept = read_detections(folder, split)
     if all(kept.get(key) == about[key] for key in ("weights_sha256", "split", "imgsz", "images_sha256")):
         found = score(truth, kept["detections"], host_ap=kept.get("host_ap"))
     else:
         found = evaluate(weights, data, split, imgsz=imgsz, ground_truth=truth, device=device)
-        write_json(folder / PREDICTIONS, {**about, "host_ap": found.host_ap, "detections": found.detections})
+        write_json(path, {**about, "host_ap": found.host_ap, "detections": found.detections})
     return {"metrics": found.to_dict(), "weights": str(weights), "weights_sha256": digest}
 
 

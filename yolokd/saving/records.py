@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+PREDICTIONS = "predictions.json.gz"
 TRACEBACK_LINES = 30
 
 
@@ -64,6 +65,25 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_detections(folder: Path, split: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return where a run's detections on a split are kept, and what is there: empty where nothing is.
+
+    Args:
+        folder (Path): Folder of the run.
+        split (str | None): The split; None for whatever `predictions.json.gz` is of.
+
+    Returns:
+        path (Path): `predictions.json.gz`, or `predictions-SPLIT.json.gz` where that is of another split.
+        kept (dict[str, Any]): Its content.
+    """
+    path = folder / PREDICTIONS
+    kept = read_json(path)
+    if split and isinstance(kept, dict) and kept.get("split", split) != split:
+        path = folder / f"predictions-{split}.json.gz"
+        kept = read_json(path)
+    return path, kept if isinstance(kept, dict) else {}
 
 
 def read_record(folder: Path, plan: str) -> dict[str, Any] | None:
