@@ -703,6 +703,29 @@ def test_models_side_by_side(
     assert "teacher_imgsz= says how the teacher sees the images" in capsys.readouterr().err
     assert cli.main(["val", f"teacher={best[0]}", data]) == cli.MISTAKE
     assert "needs model=" in capsys.readouterr().err
-    other = save_model(tiny_model(names=("dog", "cat")), root / "animals.pt")
-    assert cli.main([f"teacher={other}" if word.startswith("teacher=") else word for word in without]) == cli.MISTAKE
-    assert f"teacher={other}: none of the model's 2 classes is among the dataset's" in capsys.readouterr().err
+
+
+def test_a_model_that_knows_none_of_the_datas_classes_has_no_ap(
+    tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str], said: list[str]
+) -> None:
+    """As many as the data has, of other names: in `val` beside others, and as the teacher of a comparison."""
+    own = save_model(tiny_model(), tmp_path / "own.pt")
+    other = save_model(tiny_model(names=("dog", "cat", "cow")), tmp_path / "animals.pt")
+    words = ["val", f"data={tiny_data}", "imgsz=64", "batch=4", "device=cpu", f"model={own}"]
+    assert cli.main([*words, f"teacher={other}"]) == cli.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("x 100")).split()[2:] == ["model", "teacher"]
+    assert len(next(line for line in lines if line.startswith("AP circle")).split()) == 3  # label and the model's alone
+    assert any(f"teacher={other}: none of the model's 3 classes (dog, cat, cow) is among" in text for text in said)
+    table = side_by_side({"teacher": other, "model": own}, tiny_data, imgsz=64, batch=4, device="cpu")
+    assert table["ap"][0] is None and table["ap"][1] is not None and "AP circle" in table.columns
+    with pytest.raises(UserError, match=r"model=.*animals\.pt: none of the model's 3 classes"):
+        side_by_side({"model": other}, tiny_data, imgsz=64, batch=4, device="cpu")
+
+    plan = {"arguments": {"imgsz": 64, "batch": 4}, "data": str(tiny_data), "split": "val"}
+    write_json(tmp_path / "ground_truth.json", coco_ground_truth(tiny_data))
+    (tmp_path / "teacher").mkdir()
+    found = compare_worker.evaluate_run(tmp_path / "teacher", plan, other, "cpu")
+    assert found["metrics"] is None and found["error"].startswith("none of the model's 3 classes")
+    with pytest.raises(UserError, match="none of the model's 3 classes"):
+        compare_worker.evaluate_run(tmp_path / "seed0" / "pcd", plan, other, "cpu")

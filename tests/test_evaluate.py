@@ -17,7 +17,16 @@ from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.evaluation import validation
 from yolokd.evaluation.bootstrap import average_precision, collect_matches, paired_bootstrap
-from yolokd.evaluation.evaluate import Evaluation, bootstrap, coco_ground_truth, evaluate, map_classes, predict, score
+from yolokd.evaluation.evaluate import (
+    Evaluation,
+    NoCommonClass,
+    bootstrap,
+    coco_ground_truth,
+    evaluate,
+    map_classes,
+    predict,
+    score,
+)
 
 Box = tuple[float, float, float, float]
 
@@ -373,6 +382,9 @@ class TestMapClasses:
             ({0: "a", 1: "b"}, {0: "b", 1: "a"}, {0: 1, 1: 0}),
             ({0: "Traffic Light", 1: "x"}, {0: "car", 1: "traffic_light"}, {0: 1}),
             ({0: "class0", 1: "class1"}, {0: "a", 1: "b"}, {0: 0, 1: 1}),
+            ({0: "0", 1: "1"}, {0: "a", 1: "b"}, {0: 0, 1: 1}),
+            ({0: "a", 1: "b"}, {0: "class_0", 1: "class_1"}, {0: 0, 1: 1}),
+            ({0: "a"}, {0: "item"}, {0: 0}),
         ],
     )
     def test_known(self, model: dict[int, str], dataset: dict[int, str], expected: dict[int, int]) -> None:
@@ -384,8 +396,9 @@ class TestMapClasses:
         assert map_classes({0: "a", 1: "b"}, {0: "a", 1: "b"}, {"a": "b"}) == {1: 0}
 
     def test_nothing_matches(self) -> None:
-        with pytest.raises(UserError, match="none of the model's 3 classes"):
-            map_classes({0: "x", 1: "y", 2: "z"}, {0: "a", 1: "b"})
+        for dataset in ({0: "a", 1: "b"}, {0: "a", 1: "b", 2: "c"}, {0: "class0", 1: "b", 2: "c"}):
+            with pytest.raises(NoCommonClass, match=r"none of the model's 3 classes \(x, y, z\) is among the data's"):
+                map_classes({0: "x", 1: "y", 2: "z"}, dataset)
 
 
 class Seer(nn.Module):

@@ -14,7 +14,7 @@ import yaml
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
-from tests.tiny import train, train_plain
+from tests.tiny import save_model, tiny_model, train, train_plain
 from yolokd import UserError, cli, config
 from yolokd.evaluation import evaluate as evaluation
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
@@ -431,6 +431,19 @@ def test_a_teacher_is_judged_by_what_it_saw_and_meant(
     assert notes == [] and way.items() <= ways[0].items()
     assert found["metrics"] == evaluate(args["teacher"], tiny_data, ground_truth=truth, device="cpu", **way).to_dict()
     assert "other sizes" in _teacher([changed, args], truth, "val", "cpu")[1][0]
+
+
+def test_a_teacher_that_knows_none_of_the_datas_classes_is_told(tmp_path: Path, tiny_data: Path) -> None:
+    other = save_model(tiny_model(names=("dog", "cat", "cow")), tmp_path / "animals.pt")
+    args = {"method": "dfmsd", "teacher": str(other), "imgsz": 64}
+    found, notes = _teacher([args], coco_ground_truth(tiny_data), "val", "cpu")
+    assert found["metrics"] is None and found["error"].startswith("none of the model's 3 classes") and notes == []
+    (tmp_path / "root").mkdir()
+    root = comparison(tmp_path / "root", {"none": [0.5]})
+    record = read_json(root / "teacher/run.json")
+    write_json(root / "teacher/run.json", {**record, "metrics": None, "error": found["error"]})
+    notes = from_compare(root)["checks"]["notes"]
+    assert any(note.startswith("the teacher could not be evaluated: none of the model's 3") for note in notes)
 
 
 def test_what_is_no_number_in_a_results_csv_is_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from yolokd.errors import UserError
 from yolokd.results import METRICS
 from yolokd.text import aligned
 
+LOGGER = logging.getLogger("ultralytics")
 MODELS = ("model", "teacher", "baseline")
 
 
@@ -28,29 +30,39 @@ def side_by_side(
             those of the run that the teacher sees its images by: `teacher_imgsz`, `teacher_channels`, `kd_class_map`.
 
     Returns:
-        (Table): One row per model: its COCO numbers, the AP by Ultralytics, and the AP of each class as `AP CLASS`.
+        (Table): One row per model: its COCO numbers, the AP by Ultralytics, and the AP of each class as `AP CLASS`;
+            None for a model that knows none of the data's classes, which is said.
 
     Raises:
-        UserError: If the split is missing or a model does not fit the data.
+        UserError: If the split is missing, a model does not fit the data, or none knows a class of it.
     """
     from yolokd.evaluation.asteacher import KEYS, as_teacher
-    from yolokd.evaluation.evaluate import check_labels, coco_ground_truth, evaluate
+    from yolokd.evaluation.evaluate import NoCommonClass, check_labels, coco_ground_truth, evaluate
 
     single, classes = bool(settings.pop("single_cls", False)), settings.pop("classes", None)
     truth = coco_ground_truth(data, split, single, classes)
     check_labels(len(truth["annotations"]), data, split)
     rows: list[dict[str, Any]] = []
+    unknown: list[str] = []
     own = as_teacher({key: settings.pop(key, None) for key in KEYS}, imgsz)
     for name, weights in models.items():
         way = own if name == "teacher" else {"imgsz": imgsz}
         try:
             found = evaluate(weights, data, split, ground_truth=truth, **way, **settings).to_dict()
+        except NoCommonClass as error:
+            unknown.append(f"{name}={weights}: {error}")
+            rows.append({"name": name, "weights": str(weights)})
+            continue
         except UserError as error:
             raise UserError(f"{name}={weights}: {error}") from error
         by_class = {f"AP {label}": value for label, value in found["per_class"].items()}
         numbers = {key: found[key] for key in METRICS}
         rows.append({"name": name, "weights": str(weights), **numbers, "host_ap": found["host_ap"], **by_class})
-    return Table(rows, list(rows[0]))
+    if len(unknown) == len(rows):
+        raise UserError(unknown[0])
+    for text in unknown:
+        LOGGER.warning(text)
+    return Table(rows, next(list(row) for row in rows if len(row) > 2))
 
 
 def run_words(words: list[str]) -> int:

@@ -122,7 +122,7 @@ def wipe(folder: Path) -> None:
 def evaluate_run(folder: Path, plan: dict[str, Any], weights: Path, device: str | None) -> dict[str, Any]:
     """Evaluate weights on the original images, keep the detections in the run's folder and return the numbers."""
     from yolokd.evaluation.asteacher import as_teacher
-    from yolokd.evaluation.evaluate import evaluate
+    from yolokd.evaluation.evaluate import NoCommonClass, evaluate
     from yolokd.results.folders import images_hash
 
     truth = read_json(folder.parents[0 if folder.name == "teacher" else 1] / "ground_truth.json")
@@ -130,8 +130,15 @@ def evaluate_run(folder: Path, plan: dict[str, Any], weights: Path, device: str 
     if folder.name == "teacher":
         settings |= as_teacher(plan["arguments"], plan["arguments"]["imgsz"])
     batch = plan["arguments"].get("batch", 16)
-    found = evaluate(weights, plan["data"], plan["split"], ground_truth=truth, batch=batch, device=device, **settings)
     digest = file_hash(weights)
+    try:
+        found = evaluate(
+            weights, plan["data"], plan["split"], ground_truth=truth, batch=batch, device=device, **settings
+        )
+    except NoCommonClass as error:  # it can teach features all the same
+        if folder.name != "teacher":
+            raise
+        return {"metrics": None, "error": str(error), "weights": str(weights), "weights_sha256": digest}
     about = {"weights": str(weights), "weights_sha256": digest, "data": plan["data"], "split": plan["split"]}
     about |= {"imgsz": settings["imgsz"], "images_sha256": images_hash(truth)}
     write_json(folder / PREDICTIONS, {**about, "host_ap": found.host_ap, "detections": found.detections})

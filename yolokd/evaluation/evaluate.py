@@ -11,11 +11,12 @@ from torch import nn
 
 from yolokd.errors import UserError
 from yolokd.evaluation.coco import Evaluation, bootstrap, score
-from yolokd.evaluation.validation import collected, map_classes, quiet
+from yolokd.evaluation.validation import NoCommonClass, collected, map_classes, quiet
 from yolokd.rng import preserved_rng
 
 __all__ = (
     "Evaluation",
+    "NoCommonClass",
     "bootstrap",
     "check_labels",
     "coco_ground_truth",

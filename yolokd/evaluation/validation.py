@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -17,11 +18,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from yolokd.errors import UserError
-from yolokd.pairs.classes import data_classes, match_classes
+from yolokd.pairs.classes import data_classes, fold, match_classes, some
 from yolokd.rng import preserved_rng
 from yolokd.teachers.images import Sight, channel_plan
 from yolokd.teachers.neck import input_channels
 from yolokd.trust import open_model
+
+PLACEHOLDER = r"(class ?)?\d+|item"  # folded: what the host calls classes that nobody has named, and all as one
+
+
+class NoCommonClass(UserError):
+    """A model knows none of the data's classes, and so has no AP there."""
 
 
 def map_classes(
@@ -36,19 +43,28 @@ def map_classes(
 
     Returns:
         (dict[int, int]): Model index -> dataset index. Equal lists map index by index; otherwise folded names decide;
-            lists of one length without a common name map index by index.
+            lists of one length map index by index where those of one side are placeholders such as `class0`.
 
     Raises:
-        UserError: If nothing matches, or the map has a name that one side does not know.
+        NoCommonClass: If nothing matches.
+        UserError: If the map has a name that one side does not know.
     """
     if dict(model) == dict(dataset) and not class_map:
         return {index: index for index in model}
     matched = data_classes(match_classes(dataset, model, class_map))
-    if not matched and len(model) == len(dataset):
+    if matched:
+        return matched
+    if len(model) == len(dataset) and (_unnamed(model) or _unnamed(dataset)):
         return dict(zip(sorted(model), sorted(dataset)))
-    if not matched:
-        raise UserError(f"none of the model's {len(model)} classes is among the dataset's: {list(dataset.values())}")
-    return matched
+    raise NoCommonClass(
+        f"none of the model's {len(model)} classes ({some(model)}) is among the data's ({some(dataset)}), so it has no "
+        f"AP; where they are called otherwise, name them alike in the data's YAML, or for a teacher give "
+        f"kd_class_map={{car: automobile}}"
+    )
+
+
+def _unnamed(names: Mapping[int, str]) -> bool:
+    return all(re.fullmatch(PLACEHOLDER, fold(name)) for name in names.values())
 
 
 class _Collector:
@@ -94,8 +110,8 @@ def collected(
         host_ap (float | None): Ultralytics' own AP, None where the model's classes are not the dataset's.
 
     Raises:
-        UserError: If the model is no detector or none of its classes is in the dataset, or `channels` are given for an
-            exported file.
+        NoCommonClass: If none of the model's classes is in the dataset.
+        UserError: If the model is no detector, or `channels` are given for an exported file.
     """
     network, base = _open(model)
     if channels is not None and not isinstance(network, nn.Module):

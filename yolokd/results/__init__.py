@@ -38,7 +38,7 @@ def from_compare(root: Path) -> dict[str, Any]:
     record = read_record(root / "teacher", plan["id"]) or {}
     teacher = {"path": plan["teachers"][-1] if plan["teachers"] else None, "folder": "teacher"}
     teacher |= {"sha256": record.get("weights_sha256"), "metrics": record.get("metrics")}
-    teacher["error"] = statuses.get("teacher", {}).get("error")
+    teacher["error"] = statuses.get("teacher", {}).get("error") or record.get("error")
     arms = []
     for arm in plan["arms"]:
         runs = []

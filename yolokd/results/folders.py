@@ -251,7 +251,7 @@ def _teacher(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the teacher that the distilled runs name, evaluated where it is still there."""
     from yolokd.evaluation.asteacher import as_teacher
-    from yolokd.evaluation.evaluate import evaluate
+    from yolokd.evaluation.evaluate import NoCommonClass, evaluate
 
     named, ways = [], []
     for own in args:
@@ -270,7 +270,10 @@ def _teacher(
     teacher["path"] = str(path)
     if not path.is_file():
         return teacher, [f"the teacher {path} is not there any more and was not evaluated"]
-    found = evaluate(path, truth["info"]["data"], split, ground_truth=truth, device=device, **ways[0])
+    try:
+        found = evaluate(path, truth["info"]["data"], split, ground_truth=truth, device=device, **ways[0])
+    except NoCommonClass as error:  # it can teach features all the same
+        return {**teacher, "sha256": file_hash(path), "error": str(error)}, []
     several = any(way != ways[0] for way in ways)
     notes = [f"the runs show their teacher images of other sizes, channels or classes; judged as by {ways[0]}"]
     return {**teacher, "sha256": file_hash(path), "metrics": found.to_dict()}, notes if several else []
