@@ -220,6 +220,18 @@ def test_an_installed_wheel_finds_its_recipes_outside_the_checkout(wheel, tmp_pa
     assert "kd_gain: auto" in done.stdout
 
 
+def test_what_a_loss_of_its_own_needs_is_at_hand_and_loaded_when_it_is_used():
+    code = (
+        "import sys, yolokd; assert 'torch' not in sys.modules; from yolokd import Pair, Taps, Targets, PKDLoss; "
+        "from yolokd import taps; assert (Pair, Taps, Targets) == (taps.Pair, taps.Taps, taps.Targets)"
+    )
+    names = "import yolokd; print(*dir(yolokd))"
+    for text in (code, names):
+        done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert {*yolokd.__all__, *(loss.__name__ for loss in LOSSES.values())} <= set(done.stdout.split())
+
+
 def test_settings_are_found_in_a_checkout_that_is_not_installed():
     code = "from yolokd import config; print(config.FOLDER)"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)

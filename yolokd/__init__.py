@@ -10,10 +10,13 @@ _LAZY = {
     "DistillationTrainer": "yolokd.trainers",
     "LOSSES": "yolokd.losses",
     "OBBDistillationTrainer": "yolokd.trainers",
+    "Pair": "yolokd.taps",
     "PoseDistillationTrainer": "yolokd.trainers",
     "RTDETRDistillationTrainer": "yolokd.trainers",
     "SegmentationDistillationTrainer": "yolokd.trainers",
     "TRAINERS": "yolokd.trainers",
+    "Taps": "yolokd.taps",
+    "Targets": "yolokd.taps",
     "UserError": "yolokd.errors",
     "recipe": "yolokd.config",
 }
@@ -23,9 +26,12 @@ __all__ = [
     "TRAINERS",
     "DistillationTrainer",
     "OBBDistillationTrainer",
+    "Pair",
     "PoseDistillationTrainer",
     "RTDETRDistillationTrainer",
     "SegmentationDistillationTrainer",
+    "Taps",
+    "Targets",
     "UserError",
     "__version__",
     "recipe",
@@ -54,5 +60,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, those not imported yet included."""
-    return sorted({*globals(), *__all__})
+    """Return the public names and the loss classes, those not imported yet included."""
+    return sorted({*globals(), *__all__, *_losses()})
