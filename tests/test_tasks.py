@@ -572,7 +572,12 @@ def test_the_command_says_what_does_not_go_together(
 
 
 @pytest.mark.parametrize(
-    ("task", "part"), [("pose", "has no kpt_shape"), ("obb", "detect dataset"), ("segment", "detect dataset")]
+    ("task", "part"),
+    [
+        ("pose", "has no kpt_shape"),
+        ("obb", "task=obb learns from four corners"),
+        ("segment", "task=segment learns from polygons"),
+    ],
 )
 def test_labels_of_another_task_are_refused(
     task: str, part: str, words: list[str], trained: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
@@ -581,6 +586,17 @@ def test_labels_of_another_task_are_refused(
     typed = [f"model=yolov8n{SUFFIX[task]}.yaml", f"teacher={args.teacher}", f"data={args.data}", "method=pkd"]
     assert cli.main(["train", *typed, *words]) == 2
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_labels_of_boxes_alone_are_refused_before_a_teacher_is_looked_at(task: str, tmp_path: Path) -> None:
+    data = task_data(tmp_path / "data", "detect")
+    with data.open("a", encoding="utf-8") as file:
+        file.write("kpt_shape: [4, 3]\n")
+    settings = overrides_for(tmp_path, data, model=f"yolov8n{SUFFIX[task]}.yaml", method="pkd", teacher="none.pt")
+    with pytest.raises(UserError, match=rf"data=.*labels are boxes alone, e\.g\. .*\.txt, and task={task} learns from"):
+        TRAINERS[task](overrides=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_is_not_fine_tuned_on_labels_that_it_cannot_read(tmp_path: Path) -> None:

@@ -122,6 +122,35 @@ def labelled(image: str) -> bool:
     return os.path.isfile(label) and os.path.getsize(label) > 0 and bool(Path(label).read_bytes().strip())
 
 
+LEARNED = {  # what a row of a label file holds for the tasks beside detection
+    "segment": "polygons (class x1 y1 x2 y2 x3 y3 ...)",
+    "obb": "four corners (class x1 y1 x2 y2 x3 y3 x4 y4)",
+    "pose": "keypoints behind its boxes (class x y width height px1 py1 ...)",
+}
+
+
+def check_rows(task: str, data: Any, source: Any) -> None:
+    """Refuse labels of boxes alone for a task that learns more, which the first label file with content tells.
+
+    Args:
+        task (str): Task of the student.
+        data (Any): What `data=` names.
+        source (Any): Its training images.
+
+    Raises:
+        UserError: If that file holds boxes alone.
+    """
+    first = next((image for image in images(source) if labelled(image)), None) if task in LEARNED else None
+    if first is None:
+        return
+    text = Path(_label(first)).read_text(encoding="utf-8", errors="replace")
+    if all(len(line.split()) == 5 for line in text.splitlines() if line.strip()):
+        raise UserError(
+            f"data={data}: the labels are boxes alone, e.g. {_label(first)}, and task={task} learns from "
+            f"{LEARNED[task]}; give such labels, or train a detection model, e.g. model=yolov8n.pt"
+        )
+
+
 def data_fault(error: Exception, key: str = "data=") -> UserError | None:
     """Return what the host says where it finds nothing usable in a dataset, with the fix; None for other errors.
 

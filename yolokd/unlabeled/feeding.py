@@ -16,7 +16,7 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
 
 from yolokd.compat import get_split_fraction
-from yolokd.datasets import data_fault, images
+from yolokd.datasets import check_rows, data_fault, images
 from yolokd.errors import UserError
 from yolokd.rng import preserved_rng
 from yolokd.students.channels import evenly
@@ -72,11 +72,13 @@ class Feeding(_Host):
         """Return the host's description of the data, or say what is wrong with it."""
         given = self.args.data
         try:
-            return super().get_dataset()
+            data = super().get_dataset()
         except RuntimeError as error:
             if fault := data_fault(error, f"data={given}"):
                 raise fault from error
             raise
+        check_rows(getattr(self, "kind", "detect"), given, data.get("train"))
+        return data
 
     def _stride(self) -> int:
         model: Any = unwrap_model(self.model)
