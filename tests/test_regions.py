@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests.loss_contract import random_pair, random_taps, random_targets
 from tests.oracles import regions as oracle
+from tests.tiny import tiny_batch, tiny_criterion
+from yolokd.ops import regions as room
 from yolokd.ops.regions import Proposer, as_rois, assigned_level, filled, propose, rows_by_level, valid_boxes
 from yolokd.taps import Taps, Targets
 
@@ -236,6 +238,53 @@ def test_proposer_moves_its_stream_in_training_only() -> None:
     assert torch.equal(again(student, targets)[0], training[0])
     again.load_state_dict(proposer.state_dict())
     assert torch.equal(again(student, targets)[0], proposer(student, targets)[0])
+
+
+def test_methods_alike_choose_once_in_a_step_and_go_on_as_each_would_alone() -> None:
+    """`sgfi` and `ckd` as `gdetkd` joins them; the maps of each are handed on by `replace`, as the criterion does."""
+
+    def steps(memo: bool, seeds: tuple[int, int] = (3, 3), **options: float) -> list[tuple[torch.Tensor, ...]]:
+        proposers = (
+            Proposer(10, 0.25, seeds[0]),
+            Proposer(**{"per_image": 10, "positives": 0.25, **options}, seed=seeds[1]),
+        )
+        found = []
+        for seed in range(3):
+            student, _ = random_taps(random_pair(), seed=seed)
+            student = dataclasses.replace(student, memo={} if memo else None)
+            targets = random_targets(student, seed)
+            mine = [dataclasses.replace(student, boxes=student.boxes.view_as(student.boxes)) for _ in proposers]
+            found.append([proposer(taps, targets)[0] for proposer, taps in zip(proposers, mine)])
+        return found
+
+    kept, alone = steps(memo=True), steps(memo=False)
+    for (first, second), expected in zip(kept, alone):
+        assert first is second and torch.equal(first, expected[0]) and torch.equal(second, expected[1])
+    assert not torch.equal(kept[0][0], kept[1][0])
+    for other in (steps(True, seeds=(3, 4)), steps(True, positives=0.5), steps(True, per_image=8)):
+        assert all(first is not second for first, second in other)
+        assert all(torch.equal(first, expected[0]) for (first, _), expected in zip(other, alone))
+
+
+def test_other_targets_of_the_same_step_have_regions_of_their_own() -> None:
+    student, targets = case()
+    student = dataclasses.replace(student, memo={})
+    proposer = Proposer(10, 0.25, seed=3).eval()
+    first, second = proposer(student, targets)[0], proposer(student, random_targets(student, seed=5))[0]
+    assert not torch.equal(first, second) and proposer(student, targets)[0] is first
+    assert student.since(1).memo is None
+
+
+def test_a_step_of_gdetkd_chooses_regions_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(room, "propose", lambda *args: calls.append(args) or propose(*args))
+    model, criterion = tiny_criterion("gdetkd", kd_gain="auto")
+    for step in range(1, 3):
+        model.zero_grad()
+        model(tiny_batch())[0].sum().backward()
+        assert len(calls) == step and all(p.grad is not None for p in criterion.adapters())
+    sgfi, ckd = (criterion.methods[name][0].proposer for name in ("sgfi", "ckd"))
+    assert torch.equal(sgfi.state, ckd.state)
 
 
 def test_empty_batch_of_labels() -> None:

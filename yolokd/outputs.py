@@ -112,4 +112,4 @@ class View:
             angles = None if raw.angles is None else self.anchors(raw.angles, sizes)
         strides = tuple(self.strides[i] for i in self.levels)
         feats = [output.feats[i] for i in self.levels]
-        return Taps(feats, strides, logits, boxes, towers, angles, output.regions)
+        return Taps(feats, strides, logits, boxes, towers, angles, output.regions, memo={})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Taps:
             shape (B, A, 1); `boxes` are then distances in the frame that is turned by it.
         regions (torch.Tensor | None): Of a head without boxes per anchor, the boxes that it predicts instead, in
             pixels as x1, y1, x2, y2 with shape (B, Q, 4).
+        memo (dict | None): What one method has computed of the images and another may take, kept for as long as the
+            taps of the step and handed on by `replace`; None to keep nothing.
     """
 
     feats: Sequence[torch.Tensor]
@@ -37,6 +39,7 @@ class Taps:
     towers: Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]] | None = None
     angles: torch.Tensor | None = None
     regions: torch.Tensor | None = None
+    memo: dict[Any, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -110,7 +113,7 @@ class Taps:
         """Return the taps of the images from `first` on."""
         parts = {name: getattr(self, name) for name in ("logits", "boxes", "angles", "regions")}
         cut: dict[str, Any] = {name: part if part is None else part[first:] for name, part in parts.items()}
-        return replace(self, feats=[feat[first:] for feat in self.feats], **cut)
+        return replace(self, feats=[feat[first:] for feat in self.feats], memo=None, **cut)
 
     def split(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Split per-anchor values with shape (B, A, ...) into levels with shape (B, H, W, ...)."""

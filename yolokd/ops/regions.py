@@ -90,7 +90,8 @@ class Proposer(nn.Module):
     """`propose` with its own random stream, which is saved and restored with the module's state.
 
     In evaluation the stream starts anew at every call and the kept one does not move, so that validating does not
-    change the training.
+    change the training. Methods with equal settings and streams choose alike, so the first one chooses for all of them
+    where the student's taps have a memo.
     """
 
     def __init__(self, per_image: int, positives: float, seed: int):
@@ -109,12 +110,17 @@ class Proposer(nn.Module):
 
     def forward(self, student: Taps, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """Return regions with shape (B, R, 4) and the mask of real ones with shape (B, R); see `propose`."""
-        generator = torch.Generator().manual_seed(self.seed)
+        state = self.state if self.training else torch.Generator().manual_seed(self.seed).get_state()
+        memo = {} if student.memo is None else student.memo
+        key = Proposer, id(targets), self.per_image, self.positives, state.numpy().tobytes()
+        if key not in memo:
+            generator = torch.Generator()
+            generator.set_state(state)
+            chosen = propose(student, targets, self.per_image, self.positives, generator)
+            memo[key] = targets, chosen, generator.get_state()  # the targets, so that no others have their id
+        _, chosen, state = memo[key]
         if self.training:
-            generator.set_state(self.state)
-        chosen = propose(student, targets, self.per_image, self.positives, generator)
-        if self.training:
-            self.state = generator.get_state()
+            self.state = state
         return chosen
 
     def get_extra_state(self) -> torch.Tensor:
