@@ -24,7 +24,6 @@ from yolokd.evaluation.evaluate import (
     coco_ground_truth,
     evaluate,
     map_classes,
-    predict,
     score,
 )
 
@@ -498,10 +497,10 @@ class TestAgainstUltralytics:
     def test_a_colour_model_sees_grey_images(self, tmp_path: Path) -> None:
         """Data of one channel is shown three times, as in training, and colour to a grey model by its luminance."""
         data = draw_dataset(tmp_path / "grey", images=(2, 6), imgsz=64, classes=3, channels=1)
-        found = predict(tiny_model(), coco_ground_truth(data), imgsz=64, device="cpu")
+        found = evaluate(tiny_model(), data, imgsz=64, device="cpu").detections
         assert {row["image_id"] for row in found} == set(range(1, 7))
         data = draw_dataset(tmp_path / "colour", images=(2, 6), imgsz=64, classes=3)
-        assert predict(tiny_model(channels=1), coco_ground_truth(data), imgsz=64, device="cpu")
+        assert evaluate(tiny_model(channels=1), data, imgsz=64, device="cpu").detections
 
     def test_matches_are_ultralytics_own(self, coloured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """With its integration of the curve, and boxes not clipped to the image, its AP comes out of our matches."""
@@ -546,10 +545,10 @@ class TestAgainstUltralytics:
         before = {key: value.clone() for key, value in network.state_dict().items()}
         random_state = torch.get_rng_state()
         sizes_of = {"a": (100, 50), "b": (64, 90), "c": (33, 33)}
-        ground_truth = coco_ground_truth(
-            write_dataset(tmp_path, dict.fromkeys(sizes_of, "0 0.5 0.5 0.2 0.4\n"), sizes_of)
-        )
-        detections = predict(network, ground_truth, imgsz=64, conf=0.0, max_det=5, device="cpu", classes=[0])
+        data = write_dataset(tmp_path, dict.fromkeys(sizes_of, "0 0.5 0.5 0.2 0.4\n"), sizes_of)
+        ground_truth, settings = coco_ground_truth(data), {"conf": 0.0, "max_det": 5, "classes": [0]}
+        found = evaluate(network, data, imgsz=64, ground_truth=ground_truth, device="cpu", **settings)
+        detections = found.detections
         assert {(d["image_id"], d["category_id"]) for d in detections} == {(1, 0), (2, 0), (3, 0)}
         assert network.training and torch.equal(torch.get_rng_state(), random_state)
         after = network.state_dict()
@@ -564,4 +563,4 @@ class TestAgainstUltralytics:
         from ultralytics import YOLO
 
         with pytest.raises(UserError, match="task=segment"):
-            predict(YOLO("yolov8n-seg.yaml"), coco_ground_truth(coloured), imgsz=64)
+            evaluate(YOLO("yolov8n-seg.yaml"), coloured, imgsz=64)

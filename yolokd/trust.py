@@ -74,19 +74,18 @@ def loading(safe: bool | None = None, what: str = "", file: str | Path = "") -> 
         _asked.reset(token)
 
 
-def open_model(weights: str | Path, key: str = "model") -> Any:
+def open_model(weights: str | Path) -> Any:
     """Return weights as a model object of the host.
 
     Args:
         weights (str | Path): The file.
-        key (str): Name of the key that gave it, for messages.
 
     Raises:
         UserError: If it needs more than the restricted loader rebuilds.
     """
     from ultralytics import YOLO
 
-    with loading(what=f"{key}={weights}", file=weights):
+    with loading(what=f"model={weights}", file=weights):
         return YOLO(str(weights))
 
 

@@ -98,10 +98,10 @@ class State:
         )
 
 
-def tail(path: Path, lines: int = TRACEBACK_LINES) -> str:
+def tail(path: Path) -> str:
     """Return the last lines of a text file, or an empty text."""
     try:
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-TRACEBACK_LINES:])
     except OSError:
         return ""
 

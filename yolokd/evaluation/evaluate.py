@@ -22,7 +22,6 @@ __all__ = (
     "coco_ground_truth",
     "evaluate",
     "map_classes",
-    "predict",
     "score",
 )
 
@@ -102,46 +101,6 @@ def coco_ground_truth(
     return truth
 
 
-def predict(
-    model: str | Path | nn.Module,
-    ground_truth: Mapping[str, Any],
-    imgsz: int,
-    conf: float = 0.001,
-    iou: float = 0.7,
-    max_det: int = 300,
-    batch: int = 16,
-    device: str | None = None,
-    class_map: Mapping[str, str | list[str]] | None = None,
-    channels: Sequence[int] | None = None,
-    **overrides: Any,
-) -> list[dict[str, Any]]:
-    """Run a detector over the images of a ground truth, in the way `yolo val` does.
-
-    Args:
-        model (str | Path | nn.Module): Weights, an Ultralytics model or its network.
-        ground_truth (Mapping[str, Any]): What `coco_ground_truth` returned.
-        imgsz (int): Longer side of the images that the network sees.
-        conf (float): Lowest confidence.
-        iou (float): IoU threshold of the non-maximum suppression.
-        max_det (int): Largest number of detections per image.
-        batch (int): Images per batch; images of one batch share their rectangular shape.
-        device (str, optional): Device as Ultralytics names it.
-        class_map (Mapping[str, str | list[str]], optional): `kd_class_map`, from the data's class names to the model's.
-        channels (Sequence[int], optional): `teacher_channels`, the data's channel for each of the model's.
-        **overrides (Any): Further arguments of Ultralytics' validation, e.g. `workers` or `half`.
-
-    Returns:
-        (list[dict[str, Any]]): Detections in COCO's form: `image_id`, `category_id`, `bbox` (x, y, width, height in
-            pixels of the original image) and `score`. Classes are matched with the dataset's by name; detections of
-            classes that the dataset does not have are left out.
-
-    Raises:
-        UserError: If the model is no detector or none of its classes is in the dataset.
-    """
-    settings = {"imgsz": imgsz, "conf": conf, "iou": iou, "max_det": max_det, "batch": batch, "device": device}
-    return collected(model, ground_truth, {**settings, **overrides}, class_map, channels)[0]
-
-
 def evaluate(
     model: str | Path | nn.Module,
     data: str | Path,
@@ -182,6 +141,10 @@ def evaluate(
 
     Returns:
         (Evaluation): The COCO numbers, the detections and Ultralytics' own AP beside them.
+
+    Raises:
+        NoCommonClass: If none of the model's classes is in the dataset.
+        UserError: If the model is no detector.
     """
     if ground_truth is None:
         single_cls, classes = bool(overrides.pop("single_cls", False)), overrides.pop("classes", None)

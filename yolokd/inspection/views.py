@@ -60,10 +60,10 @@ def common_panels(scene: Scene, level: int) -> list[Panel]:
     return [*panels, Panel(title, numpy(difference), kind="signed")]
 
 
-def _within(scene: Scene, values: torch.Tensor, level: int, start: str = "\n") -> str:
+def _within(scene: Scene, values: torch.Tensor, level: int) -> str:
     """Return the mean of a map inside the detections, in words."""
     mean = scene.inside(values, level)
-    return "" if mean is None else f"{start}mean inside the boxes {mean:.2f}"
+    return "" if mean is None else f"\nmean inside the boxes {mean:.2f}"
 
 
 COMPARED = ("dfmsd", "samkd", "mgd", "cwd", "pkd")  # methods that compare maps behind 1x1 adapters

@@ -39,10 +39,10 @@ def input_channels(model: Any) -> int:
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or (taken := first.weight.shape[1] * first.groups) == said:
         return said
-    return int(taken * said // _entering(model, first, said, PROBE)[0].shape[1])
+    return int(taken * said // _entering(model, first, said)[0].shape[1])
 
 
-def neck_maps(model: Any, channels: int, size: int = PROBE) -> list[torch.Tensor]:
+def neck_maps(model: Any, channels: int) -> list[torch.Tensor]:
     """Return the maps that enter a model's head for a black image; its mode and statistics are left as they are.
 
     Nothing is read from the model's YAML, so that pruned models are seen as they are, and the head is not run.
@@ -50,18 +50,17 @@ def neck_maps(model: Any, channels: int, size: int = PROBE) -> list[torch.Tensor
     Args:
         model (nn.Module): A model of the host whose last layer is its head.
         channels (int): Input channels.
-        size (int): Height and width of the image in pixels.
 
     Returns:
         (list[torch.Tensor]): Maps with shape (1, C, H, W), finest first.
     """
     head = model.model[-1]
-    maps = _entering(model, head, channels, size)[0]
+    maps = _entering(model, head, channels)[0]
     return list(maps[: len(head.f)])  # open-vocabulary heads get their prompts after the maps
 
 
 @torch.no_grad()
-def _entering(model: Any, layer: nn.Module, channels: int, size: int) -> tuple[Any, ...]:
+def _entering(model: Any, layer: nn.Module, channels: int) -> tuple[Any, ...]:
     """Return what enters a layer of a model for a black image, without running that layer or any after it."""
     found: list[Any] = []
 
@@ -74,7 +73,7 @@ def _entering(model: Any, layer: nn.Module, channels: int, size: int) -> tuple[A
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        model(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
+        model(torch.zeros(1, channels, PROBE, PROBE, device=parameter.device, dtype=parameter.dtype))
     except _Reached:
         pass
     finally:
