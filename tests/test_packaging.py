@@ -15,8 +15,7 @@ import yaml
 
 import yolokd
 from yolokd import config
-from yolokd.command import info
-from yolokd.environment import PACKAGES
+from yolokd.environment import PACKAGES, SUPPORTED
 from yolokd.losses import ALIASES, LOSSES
 from yolokd.losses.base import DistillLoss
 
@@ -153,7 +152,7 @@ def test_each_module_has_one_sentence_and_a_loss_is_not_crowded(path):
 # Metadata and the wheel -----------------------------------------------------------------------------------------------
 def test_supported_ranges_and_dependencies_agree_with_pyproject():
     wanted = {re.match(r"[\w-]+", line)[0].lower(): line for line in PROJECT["project"]["dependencies"]}  # type: ignore[index]
-    for name, span in info.SUPPORTED.items():
+    for name, span in SUPPORTED.items():
         assert wanted[name] == f"{name}{span}"
     assert set(PACKAGES) <= set(wanted)
     used = {n.split(".")[0] for path in (ROOT / "yolokd").rglob("*.py") for n in imported(path)}

@@ -34,7 +34,6 @@ else:
     _Host = object
 
 
-REST = "rest"  # of kd_unlabeled: a word, though a file may be called so
 FILES = ("data", "kd_unlabeled", "kd_class_map")  # keys that may name files or folders
 BEGINNING = ("model", "pretrained", "optimizer", "lr0", "momentum", "warmup_bias_lr")  # which a resume finds resolved
 
@@ -43,7 +42,7 @@ def _located(value: Any) -> Any:
     """Return the whole path of what is there, and anything else as it is."""
     if isinstance(value, list):
         return [_located(item) for item in value]
-    known = isinstance(value, (str, Path)) and value not in {"", REST} and Path(value).exists()
+    known = isinstance(value, (str, Path)) and value not in {"", config.REST} and Path(value).exists()
     return os.path.abspath(value) if known else value
 
 

@@ -9,7 +9,7 @@ from ultralytics import __version__
 from ultralytics.data import utils
 from ultralytics.utils import LOGGER
 
-SUPPORTED = ">=8.4.115,<9"  # as in pyproject.toml; docs/reliability.md says what fails below
+from yolokd.environment import SUPPORTED
 
 
 def get_split_fraction(fraction: Any, split: str) -> Any:
@@ -24,13 +24,14 @@ def get_split_fraction(fraction: Any, split: str) -> Any:
 
 def warn_outside(version: str = __version__) -> bool:
     """Say it where the host's release is none of those that we support; return whether it was said."""
-    if SpecifierSet(SUPPORTED).contains(version, prereleases=True):
+    span = SUPPORTED["ultralytics"]
+    if SpecifierSet(span).contains(version, prereleases=True):
         return False
     LOGGER.warning(
-        f"ultralytics {version} is outside {SUPPORTED}, the releases that yolokd was tried with; what fails may be due "
-        f"to that. Fix: pip install 'ultralytics{SUPPORTED}'"
+        f"ultralytics {version} is outside {span}, the releases that yolokd was tried with; what fails may be due "
+        f"to that. Fix: pip install 'ultralytics{span}'"
     )
     return True
 
 
-__all__ = ["SUPPORTED", "get_split_fraction", "warn_outside"]
+__all__ = ["get_split_fraction", "warn_outside"]

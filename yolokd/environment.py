@@ -7,6 +7,10 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+SUPPORTED = {  # the ranges in pyproject.toml; docs/reliability.md says what fails below the first
+    "ultralytics": ">=8.4.115,<9",
+    "torch": ">=2.6",
+}
 PACKAGES = ("torch", "torchvision", "ultralytics", "numpy", "scipy", "pycocotools", "onnx", "onnxruntime", "onnxslim")
 
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import requires
 
-from yolokd.environment import PACKAGES, installed
+from yolokd.environment import PACKAGES, SUPPORTED, installed
 from yolokd.text import aligned
 
-SUPPORTED = {"ultralytics": ">=8.4.115,<9", "torch": ">=2.6"}  # the ranges in pyproject.toml
 IMAGE_SIZE = 320  # for the cost of a method
 LEFT_OUT = {  # name: signal, paper, what the paper states, why we have it not
     "freekd": (

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from yolokd.config import REST
 from yolokd.saving.records import file_hash
 
 NOT_IDENTITY = {"device", "plots", "verbose", "save_period", "kd_safe_load"}  # what a continued comparison may change
@@ -52,7 +53,7 @@ def _content(key: str, value: Any) -> Any:
 
     if key == "pretrained" and isinstance(value, str) and Path(value).is_file():
         return f"{value} {file_hash(Path(value))[:16]}"
-    if key == "kd_unlabeled" and value and value != "rest":
+    if key == "kd_unlabeled" and value and value != REST:
         files = sorted(Path(file) for file in images(train_split(value, key)))
         listed = "".join(f"{file.name} {file.stat().st_size};" for file in files if file.is_file())
         return f"{value} {hashlib.sha256(listed.encode()).hexdigest()[:16]}"

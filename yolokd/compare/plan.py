@@ -9,10 +9,10 @@ from typing import Any
 
 from yolokd.compare.identity import identify
 from yolokd.compare.state import Run
+from yolokd.config import CONTROLS
 from yolokd.errors import UserError
 from yolokd.saving.records import SCHEMA, now, strict
 
-CONTROLS = ("none", "ultralytics")
 DEFAULT_METHODS = ("none", "ultralytics", "bckd")
 DEFAULT_SEEDS = 3
 # Keys of a training run that a comparison sets by itself, with the way to say it instead.

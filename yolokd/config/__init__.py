@@ -98,6 +98,8 @@ def terms(value: Any) -> tuple[str, ...]:
     return () if value in ALONE else methods(value)
 
 
+REST = "rest"  # of kd_unlabeled: a word, though a file may be called so
+CONTROLS = {"none": "plain training", "ultralytics": "Ultralytics' distillation"}  # arms to compare with, in words
 ALONE = ("none", "ultralytics", "fit")  # values of `method` that stand alone and add no term of ours
 SEEN = {"kd_class_map", "teacher_imgsz", "teacher_channels"}  # keys that say what the teacher sees and means
 COURSE = {  # keys that say how terms act

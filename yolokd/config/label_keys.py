@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from yolokd.config import KEYS, terms
+from yolokd.config import KEYS, REST, terms
 from yolokd.errors import UserError
 
 
@@ -27,7 +27,7 @@ def check_label_keys(args: Mapping[str, Any], chosen: tuple[str, ...]) -> None:
         _check_names(args, chosen, task)
     elif unlabeled:
         fraction = args.get("fraction", 1.0)
-        if unlabeled == "rest" and (fraction[0] if isinstance(fraction, (list, tuple)) else fraction) == 1:
+        if unlabeled == REST and (fraction[0] if isinstance(fraction, (list, tuple)) else fraction) == 1:
             raise UserError(
                 "kd_unlabeled=rest means the training images that fraction= leaves out, and it leaves out none; set "
                 "it, e.g. fraction=0.1, or name a folder, e.g. kd_unlabeled=path/to/images"

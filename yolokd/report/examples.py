@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolokd.config import CONTROLS
 from yolokd.report import view
 from yolokd.saving.records import read_detections
 
@@ -142,7 +143,7 @@ def find_examples(folder: Path, results: view.Results, limit: int = 6) -> Exampl
         tallies.append(Tally(arm["name"], len(seeds), both, gained, lost, len(a) - both - gained - lost))
     if not found:
         return Examples(reason="No seed has predictions of both a plain and a distilled student.")
-    ranked = sorted(found, key=lambda name: (name in view.CONTROLS, -(_ap(results, name))))
+    ranked = sorted(found, key=lambda name: (name in CONTROLS, -(_ap(results, name))))
     ours, theirs, _ = found[ranked[0]]
     a, b = _shares(ours), _shares(theirs)
     gained_images = _pick(truth, ours, a - b, (a > 0.5) & (b < 0.5), ours, theirs, limit)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yolokd.config import CONTROLS
+
 Results = Mapping[str, Any]
 Arm = Mapping[str, Any]
 
 NONE = "–"
-CONTROLS = {"none": "plain training", "ultralytics": "Ultralytics' built-in distillation"}
 SIZES = (("ap", "all"), ("ap_small", "small"), ("ap_medium", "medium"), ("ap_large", "large"))
 EPOCH_AP = "metrics/mAP50-95(B)"
 TASK_LOSSES = ("box", "cls", "dfl", "rle", "angle", "seg", "sem", "pose", "kobj")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolokd.config import CONTROLS
 from yolokd.report import view
 
 HOW_TO_READ = (
@@ -69,7 +70,7 @@ def sentences(results: view.Results) -> list[tuple[view.Arm, list[str]]]:
     """Return what the comparisons say of each arm, in plain words."""
     found = []
     for arm in view.distilled(results):
-        said = [str(view.versus(arm, c).get("sentence") or "") for c in view.CONTROLS if view.versus(arm, c)]
+        said = [str(view.versus(arm, c).get("sentence") or "") for c in CONTROLS if view.versus(arm, c)]
         found.append((arm, [sentence for sentence in said if sentence]))
     return found
 

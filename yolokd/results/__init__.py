@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from yolokd.config import CONTROLS
 from yolokd.evaluation.bootstrap import Bootstrap
 from yolokd.evaluation.statistics import adjust, gap_closed, paired, verdict_sentence
 from yolokd.results.run import compared_run
 from yolokd.saving.records import SCHEMA, now, read_detections, read_json, read_record, strict
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
-CONTROLS = {"none": "plain training", "ultralytics": "Ultralytics' distillation"}
 BOOTSTRAP_SAMPLES = 1000
 WEIGHTS = "best.pt, which Ultralytics rated best on the val split: of an epoch, or a fitted start that none has reached"
 LAST = "best.pt, which is the last epoch where none is rated before (val=False)"

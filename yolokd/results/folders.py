@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from yolokd.config import KEYS
+from yolokd.config import CONTROLS, KEYS
 from yolokd.errors import UserError
 from yolokd.results import WEIGHTS, data_summary
 from yolokd.results.run import RECORDED, curves, empty_run
@@ -80,7 +80,7 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
         arms[name]["runs"].append(run)
     ordered = sorted(
         arms.values(),
-        key=lambda arm: ["none", "ultralytics"].index(arm["method"]) if arm["method"] in {"none", "ultralytics"} else 2,
+        key=lambda arm: [*CONTROLS, arm["method"]].index(arm["method"]),
     )
     for arm in ordered:
         arm["runs"].sort(key=lambda run: run["seed"])
@@ -193,7 +193,7 @@ def _difference(a: dict[str, Any], b: dict[str, Any]) -> str:
 def _ours(args: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that tell arms apart: ours and the teacher; for plain training there are none."""
     method, built_in = args.get("method"), args.get("distill_model")
-    if method in {None, "none", "ultralytics"}:
+    if method in {None, *CONTROLS}:
         return {"teacher": _located(built_in)} if built_in else {}
     return {key: args[key] for key in KEYS if key in args and key not in {"method", TRUST}}
 

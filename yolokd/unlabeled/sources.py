@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from yolokd.config import REST
 from yolokd.datasets import dataset, images
 from yolokd.errors import UserError
 from yolokd.text import reason
 
-REST = "rest"
 DESCRIPTIONS = {".yaml", ".yml"}
 
 
