@@ -160,12 +160,11 @@ def test_methods_have_the_gradients_of_their_plain_terms(
 
 
 def gradients(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return each part's value, and its gradients at the student's maps, its logits and all parameters."""
+    """Return each part's value, and its gradients at the student's maps, its logits and all parameters, in float64."""
     torch.manual_seed(3)
     pair = random_pair()
-    student, teacher = random_taps(pair)
-    student = leaves(student)
-    module = LOSSES[name](pair, **options)
+    student, teacher = random_taps(pair, dtype=torch.float64)
+    module = LOSSES[name](pair, **options).double()
     reached = [*student.feats, student.logits, *module.parameters()]
     return {
         part: (term.detach(), torch.autograd.grad(term, reached, retain_graph=True, allow_unused=True))
