@@ -14,6 +14,7 @@ from ultralytics.nn.tasks import DetectionModel
 from tests.tiny import IMGSZ, overrides_for, rows, save_model, tiny_model, train
 from tests.widening import widened
 from yolokd import DistillationTrainer
+from yolokd.errors import UserError
 
 NOTHING_LEARNED = {"lr0": 0.5, "warmup_epochs": 0.0, "warmup_bias_lr": 0.5}
 
@@ -99,7 +100,8 @@ def test_a_run_goes_on_beside_it(tmp_path: Path, seen_by_the_teacher: tuple[Path
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     begun = torch.load(trainer.best, weights_only=False)
-    assert begun["epoch"] == -1 and begun["optimizer"] is None
+    with pytest.raises(UserError, match=r"best\.pt is the student before its first step, .* give the last\.pt"):
+        DistillationTrainer(overrides={"resume": str(trainer.best), "device": "cpu"}).train()
     run = DistillationTrainer(overrides={"resume": str(trainer.last), "device": "cpu"})
     run.train()
     assert run.start_epoch == 1 and run.best_fitness == trainer.start_fitness

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 
 from yolokd.rng import preserved_rng
-from yolokd.saving.files import save_whole
 from yolokd.students.query_student import take_off
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
@@ -62,14 +62,26 @@ class Beginning(_Host):
         """Save as the host does, and the student as it started for best.pt where the first epoch is worse."""
         saved = super().save_model()
         start, self._start = self._start, None
-        if saved and start is not None and self.start_fitness is not None and self._start_leads():
-            take_off(start)
-            vars(start).pop("criterion", None)
-            checkpoint = torch.load(self.last, weights_only=False)  # written a moment ago
-            metrics = {**(self._start_metrics or {}), "fitness": self.start_fitness}
-            checkpoint |= {"epoch": BEFORE, "ema": start.half(), "optimizer": None, "train_metrics": metrics}
-            save_whole(checkpoint, self.best)
+        if saved and start is not None and self._start_leads():
+            with self._as_it_was(start):
+                super().save_model()
         return saved
+
+    @contextmanager
+    def _as_it_was(self, start: nn.Module) -> Iterator[None]:
+        """Let the host write the student as it started, to best.pt alone."""
+        take_off(start)
+        vars(start).pop("criterion", None)
+        then = {"last": self.best, "epoch": BEFORE, "save_period": -1, "fitness": self.start_fitness}
+        then["metrics"] = self._start_metrics
+        now, student = {key: getattr(self, key) for key in then}, self.ema.ema
+        vars(self).update(then)
+        self.ema.ema = start
+        try:
+            yield
+        finally:
+            vars(self).update(now)
+            self.ema.ema = student
 
     def final_eval(self) -> None:
         """Evaluate as the host does, and say where no epoch was better than the start."""

@@ -11,6 +11,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
+from yolokd.errors import UserError
+from yolokd.saving.beginning import BEFORE
 from yolokd.saving.files import clear_partial, final_names, whole_checkpoints
 from yolokd.saving.handover import discard_run
 
@@ -74,6 +76,11 @@ class Ending(_Host):
         """Resume as the host does, unless no epoch is left: then only the end of the run is."""
         if not (ckpt is not None and self.resume and ckpt.get("optimizer") is not None):
             return super().resume_training(ckpt)
+        if ckpt["epoch"] == BEFORE:
+            raise UserError(
+                f"resume={self.args.model} is the student before its first step, from which no run goes on; give the "
+                f"last.pt beside it"
+            )
         done, saved = ckpt["epoch"] + 1, ckpt.get("stopper") or {}
         stopped = saved.get("best_fitness") and done - saved.get("best_epoch", done) >= self.stopper.patience
         if 0 < done < self.epochs and not stopped:
