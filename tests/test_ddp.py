@@ -303,11 +303,13 @@ def run_as_a_node(rank: int, port: int, folder: Path, data: Path, teacher: Path)
     """Train as one of two processes that torchrun would start, on the CPU, with everything of the host but the GPU."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK="0")
     import ultralytics.engine.trainer as engine
+    import ultralytics.engine.validator as validator
+    from ultralytics.models.yolo.detect import val as detect
     from ultralytics.utils import torch_utils
 
     for module in (engine, torch_utils):
         module.LOCAL_RANK = 0  # one process on each machine
-    engine.RANK = rank
+    engine.RANK = validator.RANK = detect.RANK = rank
     wrap = nn.parallel.DistributedDataParallel
 
     def hold(trainer: Any) -> None:
@@ -324,14 +326,21 @@ def run_as_a_node(rank: int, port: int, folder: Path, data: Path, teacher: Path)
             method="mgd+ckd+pcd",
             kd_preflight=True,
             exist_ok=True,
-            val=False,
             epochs=2,
             batch=4,
         )
     )
     trainer.ddp, trainer.world_size = False, 2
+    final_eval = trainer.final_eval
+
+    def alone() -> None:  # the host looks for a GPU there in runs of several processes
+        validator.RANK = detect.RANK = -1
+        final_eval()
+
+    trainer.final_eval = alone
     trainer.train()
     assert trainer.criterion is not None
+    assert (trainer.start_fitness is None) == (rank > 0) and trainer._start is None  # validated in both, once
     adapters = torch.cat([p.detach().flatten() for p in trainer.criterion.adapters()])
     student = torch.cat(
         [p.detach().flatten() for name, p in trainer.model.named_parameters() if "criterion" not in name]

@@ -56,6 +56,8 @@ class Beginning(_Host):
                     self._start_metrics, self.start_fitness = super().validate()
             finally:
                 self.ema.ema, self._start = student, self._start.cpu()
+            if self.start_fitness is None:  # the first process alone has numbers, and saves
+                self._start = None
         return super().validate()
 
     def save_model(self) -> bool:
