@@ -228,7 +228,7 @@ def test_a_shuffled_teacher_is_approached_better_than_by_selection() -> None:
         ("yolo11n", "yolo11s"),
         ("yolo26n", "yolo26s"),
         pytest.param("yolov9t", "yolov9s", marks=pytest.mark.slow),
-        pytest.param("yolov10n", "yolov10s", marks=pytest.mark.slow),
+        pytest.param("yolov10b", "yolov10l", marks=pytest.mark.slow),
         pytest.param("yolo12n", "yolo12s", marks=pytest.mark.slow),
         pytest.param("yolov8n-p2", "yolov8s-p2", marks=pytest.mark.slow),
     ],
