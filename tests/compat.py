@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RELEASES = ("8.4.115", "8.4.125", "8.4.140", "8.4.148", "8.4.155", "8.4.170", "8.4.180", "8.4.190")
-SEAMS = ("host_contract", "criterion", "trainer", "unlabeled", "start")
+SEAMS = ("host_contract", "criterion", "trainer", "unlabeled", "start", "beginning")
 TESTS = tuple(f"tests/test_{name}.py" for name in SEAMS)
 
 

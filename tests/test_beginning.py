@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ultralytics import YOLO
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import DetectionModel
 
-from tests.tiny import IMGSZ, overrides_for, rows, save_model, tiny_model, train
+from tests.tiny import overrides_for, save_model, tiny_model, train
 from tests.widening import widened
 from yolokd import DistillationTrainer
 from yolokd.errors import UserError
 
-NOTHING_LEARNED = {"lr0": 0.5, "warmup_epochs": 0.0, "warmup_bias_lr": 0.5}
+NOTHING_STAYS = {"lr0": 0.5, "warmup_epochs": 0.0, "warmup_bias_lr": 0.5}
+NOTHING_MOVES = {"lr0": 0.0, "warmup_bias_lr": 0.0}
 
 
-@pytest.fixture(scope="module")
-def seen_by_the_teacher(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The data.yaml of validation images labelled with what a model finds on them, and its twice as wide twin."""
-    folder = tmp_path_factory.mktemp("seen")
-    data = shutil.copytree(tiny_data.parent, folder / "shapes") / tiny_data.name
-    data.write_text(data.read_text(encoding="utf-8").replace(str(tiny_data.parent), str(data.parent)))
-    small = YOLO(str(save_model(tiny_model(seed=1), folder / "small.pt")))
-    for image in sorted((data.parent / "images" / "val").iterdir()):
-        found = small.predict(image, imgsz=IMGSZ, conf=0.001, max_det=3, device="cpu", verbose=False)[0].boxes
-        lines = [f"{int(c)} {' '.join(f'{x:.6f}' for x in box)}" for c, box in zip(found.cls, found.xywhn.tolist())]
-        (data.parent / "labels" / "val" / f"{image.stem}.txt").write_text("\n".join(lines) + "\n")
-    return data, save_model(widened(tiny_model(seed=1), tiny_model("yolov8s", seed=2)), folder / "teacher.pt")
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    """A teacher that a student of half its width can be fitted to exactly."""
+    return str(save_model(widened(tiny_model(seed=1), tiny_model("yolov8s", seed=2)), tmp_path / "teacher.pt"))
+
+
+def judge(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """Let validations give these values of fitness, one after the other, and be the host's in all else."""
+    left, original = iter(values), BaseTrainer.validate
+
+    def validate(trainer: Any) -> tuple[Any, float]:
+        before, (metrics, _), value = trainer.best_fitness, original(trainer), next(left)
+        trainer.best_fitness = value if before is None else max(before, value)
+        return metrics, value
+
+    monkeypatch.setattr(BaseTrainer, "validate", validate)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -41,30 +45,37 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["bckd", "fit"])
 def test_it_is_best_where_no_epoch_is_better(
-    tmp_path: Path, seen_by_the_teacher: tuple[Path, Path], said: list[str], method: str
+    tmp_path: Path, tiny_data: Path, teacher: str, said: list[str], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """best.pt is then the fitted student, which nothing was learned into, and the log says so."""
-    data, teacher = seen_by_the_teacher
-    run = train(tmp_path, data, teacher=str(teacher), method=method, **NOTHING_LEARNED)
-    assert run.start_fitness is not None and run.start_fitness > max(
-        row["metrics/mAP50-95(B)"] for row in rows(run.save_dir)
-    )
-    assert run.best_fitness == run.start_fitness
-    best, last = weights(run.best), weights(run.last)
-    fitted = train(
-        tmp_path, data, teacher=str(teacher), method=method, lr0=0.0, name="still", warmup_bias_lr=0.0, val=False
-    )
-    still = weights(fitted.last)
+    fitted = train(tmp_path, tiny_data, teacher=teacher, method=method, name="still", val=False, **NOTHING_MOVES)
+    judge(monkeypatch, 0.5, 0.2, 0.4)
+    run = train(tmp_path, tiny_data, teacher=teacher, method=method, **NOTHING_STAYS)
+    assert run.start_fitness == run.best_fitness == 0.5
+    best, last, still = weights(run.best), weights(run.last), weights(fitted.last)
     names = [key for key in best if key.endswith(("weight", "bias"))]
     assert all(torch.allclose(best[key], still[key], atol=2e-3) for key in names)
     assert not all(torch.allclose(last[key], still[key], atol=2e-3) for key in names)
-    assert any("best.pt is the student before its first step" in text for text in said)
+    assert any("best.pt is the student before its first step, of fitness 0.500" in text for text in said)
     kept: Any = torch.load(run.best, weights_only=False)
-    assert kept["train_metrics"]["fitness"] == run.start_fitness and kept["epoch"] == -1
-    assert YOLO(str(run.best)).val(data=str(data), imgsz=IMGSZ, device="cpu", plots=False).box.map == pytest.approx(
-        run.start_fitness, abs=0.02
-    )
+    assert kept["train_metrics"]["fitness"] == 0.5 and kept["epoch"] == -1
     assert {path.name for path in run.wdir.iterdir()} <= {"best.pt", "last.pt", "kd_state.pt"}
+
+
+@pytest.mark.parametrize("values", [(0.5, 0.6, 0.1), (0.5, 0.5, 0.1), (0.5, 0.2, 0.6), (0.5, 0.2, 0.5)])
+def test_an_epoch_that_reaches_it_is_best(
+    tmp_path: Path,
+    tiny_data: Path,
+    teacher: str,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    values: tuple[float, ...],
+) -> None:
+    judge(monkeypatch, *values)
+    run = train(tmp_path, tiny_data, teacher=teacher, method="fit", **NOTHING_STAYS)
+    best, last = weights(run.best), weights(run.last)
+    assert all(torch.equal(best[key], last[key]) for key in best) == (values[2] > values[1])
+    assert not any("before its first step, of fitness" in text for text in said)
 
 
 def test_an_epoch_as_good_is_taken(tmp_path: Path, tiny_data: Path, tiny_teacher: Any, said: list[str]) -> None:
@@ -86,11 +97,13 @@ def test_a_start_is_validated_where_it_was_fitted_and_epochs_are(
     assert not any("before its first step" in text for text in said)
 
 
-def test_a_run_goes_on_beside_it(tmp_path: Path, seen_by_the_teacher: tuple[Path, Path]) -> None:
+def test_a_run_goes_on_beside_it(
+    tmp_path: Path, tiny_data: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A resumed run still measures its epochs against the start."""
-    data, teacher = seen_by_the_teacher
+    judge(monkeypatch, 0.5, 0.2, 0.4)
     trainer = DistillationTrainer(
-        overrides=overrides_for(tmp_path, data, teacher=str(teacher), method="bckd", **NOTHING_LEARNED)
+        overrides=overrides_for(tmp_path, tiny_data, teacher=teacher, method="bckd", **NOTHING_STAYS)
     )
 
     def stop(trainer: Any) -> None:

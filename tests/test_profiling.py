@@ -183,6 +183,13 @@ def test_the_built_in_is_left_out_where_it_does_not_take_the_run(tmp_path: Path)
     assert list(_arms({**pair, "teacher": "rtdetr-l.yaml"})) == [PLAIN, OURS]
 
 
+def test_students_that_learn_more_than_boxes_need_data(
+    tiny_teacher: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["profile", "model=yolov8n-seg.yaml", f"teacher={tiny_teacher('yolov8n')}"]) == 2
+    assert "is made for segment, which learns more; name some, e.g. data=mine.yaml" in capsys.readouterr().err
+
+
 def test_a_mistake_that_the_host_finds_is_said(
     monkeypatch: pytest.MonkeyPatch,
     tiny_data: Path,

@@ -39,6 +39,7 @@ class Beginning(_Host):
     start_fitness: float | None = None
     _start: nn.Module | None = None
     _start_metrics: dict[str, float] | None = None
+    _start_is_best = False
 
     def remember_start(self) -> None:
         """Keep the student as it is now until the first epoch is validated and saved."""
@@ -64,9 +65,11 @@ class Beginning(_Host):
         """Save as the host does, and the student as it started for best.pt where the first epoch is worse."""
         saved = super().save_model()
         start, self._start = self._start, None
-        if saved and start is not None and self._start_leads():
+        if self.best_fitness == self.fitness:  # the host has written this epoch's
+            self._start_is_best = False
+        elif saved and start is not None and self.best_fitness == self.start_fitness:
             with self._as_it_was(start):
-                super().save_model()
+                self._start_is_best = super().save_model()
         return saved
 
     @contextmanager
@@ -88,13 +91,9 @@ class Beginning(_Host):
     def final_eval(self) -> None:
         """Evaluate as the host does, and say where no epoch was better than the start."""
         super().final_eval()
-        if self._start_leads() and RANK in {-1, 0}:
+        if self._start_is_best:
             LOGGER.warning(
                 f"distillation: best.pt is the student before its first step, of fitness {self.start_fitness:.3f}: no "
                 f"epoch was better, the last one {self.fitness:.3f}. These labels teach it less than the fit had; more "
                 f"images, if without labels (kd_unlabeled=), or a lower learning rate may change that"
             )
-
-    def _start_leads(self) -> bool:
-        """Return whether the start has not been reached."""
-        return self.start_fitness is not None and self.best_fitness == self.start_fitness != self.fitness
