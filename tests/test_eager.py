@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.loss_contract import leaves, random_pair, random_taps, random_targets
 from yolokd.losses import LOSSES
-from yolokd.ops.eager import eager, level_mean
+from yolokd.ops.eager import eager, eager_sum, level_mean
 
 
 def cubic(scale: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -91,6 +91,38 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
         grad.sum().backward()
 
 
+def test_the_sum_of_terms_by_hand() -> None:
+    """41 as above and 2 * (1 * 2) = 4 of one more term, which adds 2 * 2 and 2 * 1 by left and nothing elsewhere."""
+    left, right = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([4.0, 5.0], requires_grad=True)
+    scale, unused = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.ones(2))
+
+    def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return 2 * left.prod()
+
+    for terms in ([cubic(scale), product], [product, cubic(scale)]):
+        found = eager_sum(terms, [left, right], [scale, unused])
+        by_left, by_right, by_scale, by_unused = torch.autograd.grad(found, [left, right, scale, unused])
+        assert float(found.detach()) == 45.0
+        assert by_left.tolist() == [9 + 4 + 4, 36 + 5 + 2] and by_right.tolist() == [1.0, 2.0]
+        assert float(by_scale) == 9.0 and by_unused.tolist() == [0.0, 0.0]
+    with torch.no_grad():
+        assert float(eager_sum([cubic(scale), product], [left, right], [scale])) == 45.0
+
+
+def test_no_term_of_a_sum_is_held_while_the_next_one_is_computed() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def term(value: torch.Tensor) -> torch.Tensor:
+        assert all(reference() is None for reference in held)
+        big = value.exp()  # which its own gradient needs
+        held.append(weakref.ref(big))
+        return big.sum()
+
+    value = torch.zeros(3, requires_grad=True)
+    (grad,) = torch.autograd.grad(eager_sum([term] * 3, [value], []), value)
+    assert len(held) == 3 and grad.tolist() == [3.0] * 3
+
+
 def test_the_mean_over_levels_by_hand() -> None:
     """(2 * 3 * 5 + 4 * 1 * 5 - 1) / 2 = 24.5; by the maps 3 * 5 / 2 and 1 * 5 / 2, by the shared one (6 + 4) / 2."""
     student = [torch.tensor([2.0], requires_grad=True), torch.tensor([4.0], requires_grad=True)]
@@ -150,6 +182,10 @@ def test_methods_have_the_gradients_of_their_plain_terms(
     for module in ("yolokd.ops.eager", f"yolokd.losses.{name}"):
         if hasattr(sys.modules[module], "eager"):
             monkeypatch.setattr(f"{module}.eager", lambda term, inputs, parameters: term(*inputs))
+        if hasattr(sys.modules[module], "eager_sum"):
+            monkeypatch.setattr(
+                f"{module}.eager_sum", lambda terms, inputs, parameters: sum(term(*inputs) for term in terms)
+            )
     expected = gradients(name, options)
     assert expected and found.keys() == expected.keys()
     for key, (value, grads) in expected.items():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import Adapters, as_float, standardize
-from yolokd.ops.eager import eager
+from yolokd.ops.eager import eager_sum
 from yolokd.ops.pooling import pool
 from yolokd.ops.regions import Proposer, as_rois, filled, rows_by_level
 from yolokd.taps import Pair, Taps, Targets
@@ -61,8 +61,9 @@ def imitation_error(
         flat = torch.bmm(weights.to(regions.dtype).unsqueeze(1), regions.flatten(2))
     mixture = as_float(flat).view(regions[:, 0].shape).movedim(-1, 1)  # (N, S, S, C) -> (N, C, S, S)
     if align and len(mixture):
-        mixture, teacher = standardize(mixture), standardize(teacher)
-    return (mixture - teacher).square().mean(dim=(1, 2, 3))
+        teacher = standardize(teacher)  # first, while the mixture has no graph beside it
+        mixture = standardize(mixture)
+    return F.mse_loss(mixture, teacher, reduction="none").sum(dim=(1, 2, 3)) / teacher.shape[1:].numel()
 
 
 class Embedding(nn.Sequential):
@@ -181,16 +182,9 @@ class SGFILoss(DistillLoss):
         """Return the one part; see `DistillLoss.parts`."""
         regions, real = self.proposer(student, targets)
         rois = as_rois(regions)
-        sums = []
-        for level, rows in enumerate(rows_by_level(regions, real, student.strides)):
-            term = partial(self._level, student, teacher, level, rois[rows])
-            sums.append(eager(term, student.feats, self._parameters_of(level)))
-        return {"": torch.stack(sums).sum() / real.sum().clamp_min(1)}
-
-    def _parameters_of(self, level: int) -> list[nn.Parameter]:
-        """Return the parameters that the regions of a teacher level are matched by."""
-        found = list(self.adapters[level].parameters())
-        return [*found, self.logit_scale, *self.embeddings[level].parameters()] if self.match == "soft" else found
+        levels = enumerate(rows_by_level(regions, real, student.strides))
+        terms = [partial(self._level, student, teacher, level, rois[rows]) for level, rows in levels]
+        return {"": eager_sum(terms, student.feats, self.parameters()) / real.sum().clamp_min(1)}
 
     def _level(
         self, student: Taps, teacher: Taps, level: int, rois: torch.Tensor, *feats: torch.Tensor

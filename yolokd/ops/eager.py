@@ -60,17 +60,47 @@ def eager(
     Returns:
         (torch.Tensor): Scalar.
     """
+    return eager_sum([term], inputs, parameters)
+
+
+def eager_sum(
+    terms: Sequence[Callable[..., torch.Tensor]], inputs: Sequence[torch.Tensor], parameters: Iterable[torch.Tensor]
+) -> torch.Tensor:
+    """Return the sum of terms of the same inputs, one differentiated after the other; see `eager`.
+
+    Their gradients are summed here, so that one of each input is kept however many terms there are.
+
+    Args:
+        terms (Sequence[Callable[..., torch.Tensor]]): From the inputs to a scalar each; at least one.
+        inputs (Sequence[torch.Tensor]): What the terms are differentiated by, of any shapes.
+        parameters (Iterable[torch.Tensor]): All parameters that any of them reads, leaves.
+
+    Returns:
+        (torch.Tensor): Scalar.
+    """
     wanted = [tensor for tensor in (*inputs, *parameters) if tensor.requires_grad]
     if not (wanted and torch.is_grad_enabled()):
-        return term(*inputs)
+        return torch.stack([term(*inputs) for term in terms]).sum()
     own = [_leaf(tensor) for tensor in inputs]
-    value = term(*own)
     leaves = [tensor for tensor in own if tensor.requires_grad]
     leaves += wanted[len(leaves) :]
-    found = torch.autograd.grad(value * SCALE, leaves, allow_unused=True)
-    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found)]
-    stored: torch.Tensor = _Stored.apply(value.detach(), *wanted, *grads)
+    values: list[torch.Tensor] = []
+    grads: list[torch.Tensor | None] = [None] * len(leaves)
+    for term in terms:
+        value = term(*own)
+        found = torch.autograd.grad(value * SCALE, leaves, allow_unused=True)
+        grads = [_plus(grad, more) for grad, more in zip(grads, found)]
+        values.append(value.detach())
+    kept = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads)]
+    stored: torch.Tensor = _Stored.apply(torch.stack(values).sum(), *wanted, *kept)
     return stored
+
+
+def _plus(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the sum of two gradients, None standing for zero."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def level_mean(
