@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from yolokd.drawn.demo import RECIPE
+from yolokd.command.demo import RECIPE
 from yolokd.environment import environment
 from yolokd.evaluation.evaluate import coco_ground_truth, evaluate
 

@@ -17,11 +17,11 @@ import yaml
 
 from tests.tiny import NAMES, save_model, tiny_model
 from yolokd import UserError, __version__, cli, config
+from yolokd.command.demo import run_demo
 from yolokd.command.help import GUIDES, help_text
 from yolokd.command.hosted import tell_other_numbers
 from yolokd.compare import compare
 from yolokd.config import inputs
-from yolokd.drawn.demo import run_demo
 from yolokd.environment import installed
 from yolokd.inspection import inspect as inspect_image
 from yolokd.losses import LOSSES
@@ -460,18 +460,18 @@ def test_an_export_without_a_format_is_the_hosts_default(files, monkeypatch, cap
 
 
 def test_demo_takes_its_parameters_as_keys(monkeypatch, capsys):
-    import yolokd.drawn
+    import yolokd.command
 
     seen = []
-    fake = ModuleType("yolokd.drawn.demo")
+    fake = ModuleType("yolokd.command.demo")
 
     def run_demo(epochs: int = 10, seed: int = 0, share: float = 0.5, quick: bool = False, folder: Any = None) -> int:
         seen.append((epochs, seed, share, quick, folder))
         return 0
 
     fake.run_demo = run_demo  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "yolokd.drawn.demo", fake)
-    monkeypatch.setattr(yolokd.drawn, "demo", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "yolokd.command.demo", fake)
+    monkeypatch.setattr(yolokd.command, "demo", fake, raising=False)
     assert cli.main(["demo", "epochs=3", "share=1", "quick", "folder=x y"]) == 0
     assert seen == [(3, 0, 1, True, "x y")]
     for words, part in ((["epoch=3"], "epochs=10"), (["epochs=x"], "epochs=x"), (["epochs=True"], "epochs=True")):

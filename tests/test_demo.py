@@ -14,7 +14,7 @@ from ultralytics import YOLO
 from ultralytics.utils import LOGGER
 
 from yolokd import config
-from yolokd.drawn.demo import Arm, run_demo, table, verdict
+from yolokd.command.demo import Arm, run_demo, table, verdict
 from yolokd.drawn.picture import match
 from yolokd.drawn.places import write_student
 from yolokd.errors import UserError

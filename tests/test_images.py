@@ -11,8 +11,9 @@ import torch
 
 from tests.tiny import tiny_batch, tiny_criterion, tiny_model
 from yolokd.errors import UserError
+from yolokd.models import input_channels
+from yolokd.outputs import read_output
 from yolokd.teachers.images import LUMINANCE, Sight, channel_plan
-from yolokd.teachers.neck import input_channels
 from yolokd.teachers.shown import as_shown
 
 
@@ -133,14 +134,18 @@ def test_which_channels_of_many_the_teacher_sees_is_said(said: list[str]) -> Non
 def test_a_teacher_as_it_is_shown_the_data_answers_alike(
     data: int, own: int, chosen: list[int] | None, family: str
 ) -> None:
+    torch.manual_seed(0)
     teacher = tiny_model(family, seed=2, channels=own)
     seen, images = as_shown(teacher, data, chosen), torch.rand(2, data, 64, 64)
     assert input_channels(seen) == data and input_channels(teacher) == own and seen is not teacher
     with torch.no_grad():
         expected, found = (
-            m(i)[0] for m, i in ((teacher, Sight(*channel_plan(data, own, chosen))(images)), (seen, images))
+            read_output(m(i)) for m, i in ((teacher, Sight(*channel_plan(data, own, chosen))(images)), (seen, images))
         )
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close([*found.feats], [*expected.feats], rtol=1e-3, atol=1e-3)
+    for name, branch in expected.branches.items():
+        torch.testing.assert_close(found.branches[name].logits, branch.logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found.branches[name].boxes, branch.boxes, rtol=1e-3, atol=1e-3)
 
 
 def test_a_teacher_that_is_shown_the_data_as_it_is_stays() -> None:

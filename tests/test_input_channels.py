@@ -13,8 +13,8 @@ from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from tests.tiny import IMGSZ, rows, same_values, save_model, tiny_model, train, train_plain
 from yolokd.drawn.shapes import draw_dataset
+from yolokd.models import input_channels
 from yolokd.students.pruned import as_it_is, is_pruned
-from yolokd.teachers.neck import input_channels
 
 BOTH_WAYS = pytest.mark.parametrize(("own", "channels"), [(3, 1), (1, 3)])
 

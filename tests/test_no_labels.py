@@ -32,10 +32,10 @@ from yolokd.config.defaults import complete
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
 from yolokd.outputs import read_output
+from yolokd.task import LABELED
 from yolokd.terms.calibration import gradient_norm
 from yolokd.unlabeled.no_labels import LABELS, class_names, describe, ready, renumber, training_files
 from yolokd.unlabeled.sources import check_images, is_description
-from yolokd.unlabeled.stream import LABELED
 
 Teacher = Callable[[str], Path]
 WANTED = ["Square", "circle"]  # two of the data's three classes, in another order and spelling

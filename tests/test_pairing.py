@@ -9,11 +9,11 @@ import torch
 
 from tests.tiny import NAMES, tiny_args, tiny_batch, tiny_criterion, tiny_model
 from yolokd import config
+from yolokd.classes import data_classes, fold, match_classes
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES, build
 from yolokd.outputs import read_output
 from yolokd.pairs.assembly import build_criterion, stage_shares, unit_shares
-from yolokd.pairs.classes import data_classes, fold, match_classes
 from yolokd.pairs.pairing import link
 from yolokd.taps import Pair
 from yolokd.teachers.teacher import Teacher, load_teacher

@@ -16,8 +16,8 @@ from tests.tiny import IMGSZ, NAMES, overrides_for, rows, save_model, tiny_batch
 from yolokd import DistillationTrainer
 from yolokd.drawn.shapes import draw_dataset
 from yolokd.errors import UserError
+from yolokd.models import neck_channels
 from yolokd.students.pruned import is_pruned
-from yolokd.teachers.neck import neck_channels
 
 
 def keep_out(conv: Any, keep: torch.Tensor) -> None:

@@ -19,10 +19,10 @@ from tests.tiny import IMGSZ, NAMES, save_model, set_up, tiny_model, train
 from tests.widening import raw, widened
 from yolokd import DistillationTrainer
 from yolokd.errors import UserError
+from yolokd.models import input_channels
 from yolokd.students import start as start_module
 from yolokd.students.start import start_from_teacher
 from yolokd.teachers.images import Sight, channel_plan
-from yolokd.teachers.neck import input_channels
 
 IMAGES = torch.rand(8, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
 

@@ -18,9 +18,9 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from tests.tiny import NAMES, tiny_batch, tiny_criterion, tiny_model
 from yolokd.errors import UserError
+from yolokd.models import neck_channels
 from yolokd.outputs import Output, View, read_output
 from yolokd.teachers.convolutions import Pointwise, through_onednn
-from yolokd.teachers.neck import neck_channels
 from yolokd.teachers.teacher import Teacher, bfloat16_is_fast, fingerprint, is_untrained, load_teacher
 
 FAMILIES = ("yolov8n", "yolo11n", "yolo26n", "yolov10n")

@@ -31,11 +31,11 @@ from yolokd.losses import LOSSES
 from yolokd.outputs import read_output
 from yolokd.saving.records import write_json
 from yolokd.taps import Taps, Targets
-from yolokd.task import Task, first
+from yolokd.task import LABELED, Task, first
 from yolokd.trainers import TRAINERS
 from yolokd.unlabeled.pseudo import joined, pseudo_targets, thinned
 from yolokd.unlabeled.sources import absolute, files, unlabeled_files
-from yolokd.unlabeled.stream import LABELED, JoinedLoader, Together, build_unlabeled, fitted, join, shares
+from yolokd.unlabeled.stream import JoinedLoader, Together, build_unlabeled, fitted, join, shares
 
 pytestmark = pytest.mark.usefixtures("own_start")
 

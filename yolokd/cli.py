@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from subprocess import CalledProcessError
 
-from yolokd.command.grammar import HOST_MISTAKES, host_keys, parse
+from yolokd.command.grammar import host_keys, parse
 from yolokd.command.hosted import check_host_keys, hand_over
 from yolokd.command.train import load_model, run_train
 from yolokd.datasets import data_fault
-from yolokd.errors import DONE, FAILED, INTERRUPTED, MISTAKE, UserError
+from yolokd.errors import DONE, FAILED, HOST_MISTAKES, INTERRUPTED, MISTAKE, UserError
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def run_report(words: list[str]) -> int:
 
 def run_demo(words: list[str]) -> int:
     """Run the demo with the parameters of its function as keys."""
+    from yolokd.command import demo
     from yolokd.config import unknown_key
-    from yolokd.drawn import demo
 
     known = {name: p.default for name, p in inspect.signature(demo.run_demo).parameters.items()}
     given = parse(words, known)

@@ -15,13 +15,13 @@ from ultralytics.nn.tasks import DetectionModel, OBBModel
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolokd.classes import data_classes, learned_names, match_classes
 from yolokd.costs.moment import average, set_acting
 from yolokd.costs.timing import in_turn, precision, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.evaluation.quick import quick_ap50
 from yolokd.memory import where_it_fits
-from yolokd.pairs.classes import data_classes, learned_names, match_classes
 from yolokd.rng import preserved_rng
 from yolokd.students.query_task import QueryTask
 from yolokd.teachers.teacher import Teacher

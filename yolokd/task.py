@@ -10,7 +10,8 @@ from torch import nn
 
 from yolokd.ops.regions import corner
 from yolokd.taps import Targets
-from yolokd.unlabeled.stream import LABELED
+
+LABELED = "kd_labeled"  # key of a batch: how many of its images, the first ones, have labels
 
 
 class Assignment:

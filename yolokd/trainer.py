@@ -21,6 +21,7 @@ from yolokd.arguments import Configured
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
 from yolokd.memory import give_back
+from yolokd.models import class_names
 from yolokd.pairs.assembly import build_criterion, check_pairs
 from yolokd.rng import preserved_rng
 from yolokd.saving.beginning import Beginning
@@ -33,7 +34,6 @@ from yolokd.students.new_classes import new_classes
 from yolokd.students.pruned import as_it_is
 from yolokd.students.query_student import put_on, take_off
 from yolokd.students.start import Start, shared_start, start_from_teacher
-from yolokd.teachers.heads import class_names
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.teachers.teacher_run import fine_tune
 from yolokd.trust import inspect_file, inspect_start, loading

@@ -6,18 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yolokd.errors import UserError
+from yolokd.errors import HOST_MISTAKES, UserError
 
-# What Ultralytics raises for arguments, files and data that cannot be used.
-HOST_MISTAKES = (
-    ValueError,
-    TypeError,
-    SyntaxError,
-    FileNotFoundError,
-    AssertionError,
-    NotImplementedError,
-    ConnectionError,
-)
 BARE = {"half", "int8", "end2end", "nms"}  # flags of the host whose default is not a bool
 WORDS_OF_TASK = ("detect", "segment", "semantic", "depth", "classify", "pose", "obb")
 

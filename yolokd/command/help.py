@@ -65,7 +65,7 @@ GUIDES = {
         more="run folders, or the folder of a comparison; out=FOLDER, where the report goes; split=test and the "
         "like, the images to judge on; device=, where models are evaluated",
     ),
-    "demo": Guide("yolokd demo method=dfmsd out=runs/demo", "yolokd.drawn.demo:run_demo"),
+    "demo": Guide("yolokd demo method=dfmsd out=runs/demo", "yolokd.command.demo:run_demo"),
 }
 
 

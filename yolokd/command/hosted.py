@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from yolokd.command.grammar import HOST_MISTAKES, WORDS_OF_TASK, host_keys, join_braces, parse
-from yolokd.errors import DONE, UserError
+from yolokd.command.grammar import WORDS_OF_TASK, host_keys, join_braces, parse
+from yolokd.errors import DONE, HOST_MISTAKES, UserError
 
 DATA_MODES = {"val", "benchmark"}
 

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from yolokd import config
-from yolokd.errors import UserError
+from yolokd.errors import DONE, HOST_MISTAKES, UserError
 from yolokd.trust import KEY, loading
 
 
 def run_words(words: list[str]) -> int:
     """Run `yolokd profile` with its words and return the exit code."""
     from yolokd import datasets
-    from yolokd.command.grammar import HOST_MISTAKES, parse
+    from yolokd.command.grammar import parse
     from yolokd.config import inputs
     from yolokd.costs import profiling
-    from yolokd.errors import DONE
     from yolokd.students.kinds import kind_of
     from yolokd.teachers.teacher import load_teacher
     from yolokd.text import reason

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from yolokd.command.grammar import HOST_MISTAKES, parse
-from yolokd.errors import DONE, INTERRUPTED, TERMINATED, UserError
+from yolokd.command.grammar import parse
+from yolokd.errors import DONE, HOST_MISTAKES, INTERRUPTED, TERMINATED, UserError
 
 
 def run_train(words: list[str]) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolokd.compare.result import Table
-from yolokd.errors import UserError
+from yolokd.errors import DONE, HOST_MISTAKES, UserError
 from yolokd.results import METRICS
+from yolokd.results.table import Table
 from yolokd.text import aligned
 
 LOGGER = logging.getLogger("ultralytics")
@@ -77,10 +77,9 @@ def run_words(words: list[str]) -> int:
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     from yolokd import datasets, trust
-    from yolokd.command.grammar import HOST_MISTAKES, parse
+    from yolokd.command.grammar import parse
     from yolokd.config import inputs, unknown_key
     from yolokd.config.consistency import check_device
-    from yolokd.errors import DONE
     from yolokd.evaluation.asteacher import KEYS
     from yolokd.text import reason
 

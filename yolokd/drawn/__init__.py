@@ -1,1 +1,1 @@
-"""The drawn data set and the demonstration on it."""
+"""The drawn data set and its pictures."""

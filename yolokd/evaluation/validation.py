@@ -17,11 +17,11 @@ from numpy import float64
 from numpy.typing import NDArray
 from torch import nn
 
+from yolokd.classes import data_classes, fold, match_classes, some
 from yolokd.errors import UserError
-from yolokd.pairs.classes import data_classes, fold, match_classes, some
+from yolokd.models import input_channels
 from yolokd.rng import preserved_rng
 from yolokd.teachers.images import Sight, channel_plan
-from yolokd.teachers.neck import input_channels
 from yolokd.trust import open_model
 
 PLACEHOLDER = r"(class ?)?\d+|item"  # folded: what the host calls classes that nobody has named, and all as one

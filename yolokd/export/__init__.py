@@ -20,7 +20,7 @@ from ultralytics.nn.modules.head import RTDETRDecoder
 from yolokd.drawn.drawing import Drawing, draw_image
 from yolokd.errors import UserError
 from yolokd.export.parity import Array, detections, difference, matched_difference, ordered_difference, partnered
-from yolokd.teachers.neck import input_channels
+from yolokd.models import input_channels
 from yolokd.trust import open_model
 
 NOISE_INPUTS, DRAWN_INPUTS = 2, 6

@@ -11,17 +11,17 @@ import torch
 from torchvision.ops import batched_nms
 
 from yolokd import config
+from yolokd.classes import data_classes, match_classes
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.inspection.sheet import Array
+from yolokd.models import input_channels, model_strides
 from yolokd.outputs import View, read_output
 from yolokd.pairs.assembly import build_criterion
-from yolokd.pairs.classes import data_classes, match_classes
 from yolokd.saving.state import FILE, read_state
 from yolokd.students.kinds import check_detector
 from yolokd.taps import Taps, Targets
 from yolokd.teachers.images import Sight, channel_plan, sight_of
-from yolokd.teachers.neck import input_channels, model_strides
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.text import reason
 from yolokd.trust import open_model

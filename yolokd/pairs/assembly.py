@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from yolokd import config
+from yolokd.classes import match_classes, some
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
 from yolokd.losses import LOSSES, build
-from yolokd.pairs.classes import match_classes, some
+from yolokd.models import input_channels, neck_channels
 from yolokd.pairs.link import Link, is_resampled
 from yolokd.pairs.pairing import check_grid, link
 from yolokd.pairs.suitability import check, reads, student_head, teacher_head
 from yolokd.rng import preserved_rng
 from yolokd.taps import Pair
 from yolokd.teachers.images import sight_of
-from yolokd.teachers.neck import input_channels, neck_channels
 from yolokd.teachers.teacher import Teacher
 from yolokd.terms.schedule import Schedule, Stages
 

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolokd.classes import learned_names, match_classes, some
 from yolokd.errors import UserError
+from yolokd.models import model_strides
 from yolokd.outputs import View
-from yolokd.pairs.classes import learned_names, match_classes, some
 from yolokd.pairs.levels import pair_levels
 from yolokd.pairs.link import Link
-from yolokd.teachers.neck import model_strides
 from yolokd.teachers.teacher import Teacher
 
 LOGGER = logging.getLogger("ultralytics")

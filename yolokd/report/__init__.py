@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolokd import trust
-from yolokd.errors import UserError
+from yolokd.errors import HOST_MISTAKES, UserError
 from yolokd.report import traces, view, words
 from yolokd.saving.records import SCHEMA, write_json
 
@@ -121,7 +121,6 @@ def run_report(words: Sequence[str]) -> int:
     Raises:
         UserError: If nothing can be reported.
     """
-    from yolokd.command.grammar import HOST_MISTAKES
     from yolokd.config.consistency import check_device
     from yolokd.text import reason
 

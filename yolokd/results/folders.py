@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from yolokd.config import CONTROLS, KEYS
-from yolokd.errors import UserError
+from yolokd.errors import HOST_MISTAKES, UserError
 from yolokd.results import WEIGHTS, data_summary
 from yolokd.results.run import RECORDED, curves, empty_run
 from yolokd.saving.records import file_hash, now, read_detections, read_json, write_json
@@ -36,7 +36,6 @@ def collect(folders: Iterable[Path], split: str, device: str | None) -> Collecte
     Raises:
         UserError: If a folder holds no finished run, or the runs are on different data.
     """
-    from yolokd.command.grammar import HOST_MISTAKES
     from yolokd.environment import environment
     from yolokd.evaluation.evaluate import check_labels, coco_ground_truth
     from yolokd.text import reason

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from yolokd.teachers.neck import input_channels
+from yolokd.models import input_channels
 
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
 

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from ultralytics.nn.modules.head import Detect
 
+from yolokd.models import BRANCH_PREFIXES, input_channels
 from yolokd.students.channels import channel_flow, evenly, is_depthwise, matching
-from yolokd.teachers.heads import BRANCH_PREFIXES
-from yolokd.teachers.neck import input_channels
 
 
 def same_family(student: Any, teacher: Any) -> bool:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolokd.pairs.classes import match_classes
+from yolokd.classes import match_classes
+from yolokd.models import class_names, input_channels
 from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import class_layers, last_layers
-from yolokd.teachers.heads import class_names
-from yolokd.teachers.neck import input_channels
 
 
 def new_classes(student: Any, weights: Any, known: Mapping[int, str], names: Mapping[int, str]) -> set[int]:

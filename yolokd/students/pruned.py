@@ -9,8 +9,8 @@ from torch import nn
 from ultralytics.utils import LOGGER
 
 from yolokd.errors import UserError
+from yolokd.models import input_channels
 from yolokd.rng import preserved_rng
-from yolokd.teachers.neck import input_channels
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

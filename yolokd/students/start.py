@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from yolokd.classes import learned_names, match_classes, some
 from yolokd.errors import UserError
 from yolokd.memory import Found, give_back, where_it_fits
-from yolokd.pairs.classes import learned_names, match_classes, some
+from yolokd.models import class_names, input_channels
 from yolokd.students.fitted import fit_weights
 from yolokd.students.inherited import class_layers, output_layers, same_family, select_weights
 from yolokd.students.new_classes import fit_classes
-from yolokd.teachers.heads import class_names
-from yolokd.teachers.neck import input_channels
 from yolokd.teachers.shown import as_shown
 
 LOGGER = logging.getLogger("ultralytics")

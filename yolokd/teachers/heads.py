@@ -8,8 +8,24 @@ import torch
 from torch import nn
 from ultralytics.nn.modules.head import OBB, Detect, Pose, RTDETRDecoder, Segment, WorldDetect, YOLOEDetect
 
-BRANCH_PREFIXES = {"one2many": "", "one2one": "one2one_"}
+from yolokd.models import BRANCH_PREFIXES, class_names
+
 READ = {"cv2", "cv3", "dfl"}
+
+
+class Neck(nn.Module):
+    """Stands in for a model's head where only its neck maps are used."""
+
+    def __init__(self, head: nn.Module):
+        """Take over the place of a head in the layer graph."""
+        super().__init__()
+        self.f: Any = head.f
+        self.i: Any = head.i
+        self.np = 0
+
+    def forward(self, x: list[torch.Tensor], *_: Any) -> list[torch.Tensor]:
+        """Return the maps that would enter the head; whatever else it is given is left aside."""
+        return x
 
 
 class Contrast(nn.Module):
@@ -41,13 +57,6 @@ def task_of(head: nn.Module) -> str:
         return "pose"
     is_segment = isinstance(head, Segment) or (isinstance(head, YOLOEDetect) and hasattr(head, "proto"))
     return "segment" if is_segment else "detect"
-
-
-def class_names(model: Any) -> dict[int, str]:
-    """Return a model's class names by index, also where the host left a list."""
-    names = model.names
-    pairs = names.items() if isinstance(names, dict) else enumerate(names)
-    return {int(index): str(name) for index, name in pairs}
 
 
 def text_embeddings(model: Any) -> torch.Tensor | None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolokd.models import input_channels
 from yolokd.teachers.images import channel_plan
-from yolokd.teachers.neck import input_channels
 
 
 def as_shown(teacher: Any, channels: int, chosen: Sequence[int] | None = None) -> Any:

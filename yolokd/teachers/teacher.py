@@ -16,11 +16,11 @@ from ultralytics.nn.modules.head import Detect, RTDETRDecoder
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolokd.errors import UserError
+from yolokd.models import class_names, input_channels, model_strides, neck_channels
 from yolokd.outputs import Output, View, read_output
 from yolokd.teachers.convolutions import through_onednn
-from yolokd.teachers.heads import class_names, reduce_head, skip_boxes, task_of, text_embeddings, why_not_dense
+from yolokd.teachers.heads import Neck, reduce_head, skip_boxes, task_of, text_embeddings, why_not_dense
 from yolokd.teachers.images import Sight
-from yolokd.teachers.neck import Neck, input_channels, model_strides, neck_channels
 from yolokd.trust import loading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

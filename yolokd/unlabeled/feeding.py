@@ -20,8 +20,9 @@ from yolokd.datasets import check_rows, data_fault, images
 from yolokd.errors import UserError
 from yolokd.rng import preserved_rng
 from yolokd.students.channels import evenly
+from yolokd.task import LABELED
 from yolokd.unlabeled import no_labels, sources
-from yolokd.unlabeled.stream import LABELED, JoinedLoader, Pictures, Together, build_unlabeled, shares
+from yolokd.unlabeled.stream import JoinedLoader, Pictures, Together, build_unlabeled, shares
 
 if TYPE_CHECKING:  # the mixin stands before a task's trainer; types are read from the detection one
     _Host = DetectionTrainer

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from ultralytics.utils import YAML
 
+from yolokd.classes import fold, match_classes
 from yolokd.datasets import images, labelled
 from yolokd.errors import UserError
-from yolokd.pairs.classes import fold, match_classes
 from yolokd.text import reason
 from yolokd.unlabeled.sources import files, train_split
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import colorstr
 
-LABELED = "kd_labeled"  # key of a batch: how many of its images, the first ones, have labels
+from yolokd.task import LABELED
+
 PADDING = 114  # the host's grey
 
 

@@ -1,4 +1,4 @@
-"""The neck of a detector: its channels and strides, found by looking, and a model that ends in it."""
+"""What is found by looking at a model of the host, teacher or student: its classes, channels, strides and neck maps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+BRANCH_PREFIXES = {"one2many": "", "one2one": "one2one_"}
 PROBE = 256  # pixels per side of the image that shows a neck; twice the largest stride of any model of the host
 
 
@@ -14,19 +15,11 @@ class _Reached(Exception):
     """Raised where a layer would begin, so that it is not run."""
 
 
-class Neck(nn.Module):
-    """Stands in for a model's head where only its neck maps are used."""
-
-    def __init__(self, head: nn.Module):
-        """Take over the place of a head in the layer graph."""
-        super().__init__()
-        self.f: Any = head.f
-        self.i: Any = head.i
-        self.np = 0
-
-    def forward(self, x: list[torch.Tensor], *_: Any) -> list[torch.Tensor]:
-        """Return the maps that would enter the head; whatever else it is given is left aside."""
-        return x
+def class_names(model: Any) -> dict[int, str]:
+    """Return a model's class names by index, also where the host left a list."""
+    names = model.names
+    pairs = names.items() if isinstance(names, dict) else enumerate(names)
+    return {int(index): str(name) for index, name in pairs}
 
 
 def input_channels(model: Any) -> int:
