@@ -6,6 +6,7 @@ import atexit
 import gc
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Ultralytics and torch read these when they are imported, so they are set before any test module is.
@@ -36,6 +38,16 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Let them be taken down as ever."""
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test draws the same numbers in every run, whatever ran before it."""
+    import torch
+
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")
