@@ -182,6 +182,15 @@ def test_queue_is_first_in_first_out() -> None:
     assert 13 not in module.queue[:, 0].tolist() and bool(module.queue_valid.all())
 
 
+def test_features_that_are_not_finite_are_no_negatives() -> None:
+    module = CKDLoss(random_pair(), dim=4, queue=4)
+    features = torch.ones(3, module.queue.shape[1])
+    features[1, 0], features[2, -1] = float("nan"), float("-inf")
+    module.enqueue(features, torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool))
+    assert module.queue_valid.tolist() == [True, False, False, False]
+    assert bool(module.queue.isfinite().all())
+
+
 def test_queue_holds_the_teachers_features_of_training_batches_only() -> None:
     pair = random_pair()
     student, teacher = random_taps(pair, sizes=LARGE)
@@ -258,6 +267,16 @@ def test_one_region_has_no_negatives_and_costs_nothing() -> None:
     value.backward()
     assert value.item() == pytest.approx(0.0, abs=1e-6)
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_rows_that_are_no_regions_do_not_thin_out_the_mean() -> None:
+    """Four anchors and no object are four regions; equal vectors cost each of them ln 4, and so on average."""
+    pair = random_pair(levels=1)
+    student, teacher = random_taps(pair, batch=1, sizes=[(2, 2)])
+    for feat in (*student.feats, *teacher.feats):
+        feat.data.fill_(1.0)
+    module = CKDLoss(pair, regions=6, iou=1.0, queue=0, align=False)
+    assert module(student, teacher, random_targets(student, objects=0)).item() == pytest.approx(math.log(4), rel=1e-5)
 
 
 def test_student_feature_is_the_mean_of_the_region() -> None:

@@ -137,6 +137,33 @@ def test_the_same_level_alone_by_hand() -> None:
         SGFILoss(pair, match="other")
 
 
+def test_the_same_level_is_that_of_the_region() -> None:
+    """A box over the image of 288 x 352 pixels lies on the third level, where the student has 4: (4 - 1)^2."""
+    pair = random_pair(student_channels=(4, 4, 4), teacher_channels=(4, 4, 4))
+    student, teacher = random_taps(pair, sizes=LARGE)
+    for feat, value in zip(student.feats, (2.0, 6.0, 4.0)):
+        feat.data.fill_(value)
+    for feat in teacher.feats:
+        feat.fill_(1.0)
+    targets = random_targets(student, objects=1)
+    targets.boxes[:] = torch.tensor([0.0, 0, 352, 288])
+    module = SGFILoss(pair, regions=1, positives=1.0, match="same", align=False)
+    for adapter in module.adapters[2]:
+        nn.init.dirac_(adapter.weight)
+    assert module(student, teacher, targets).item() == pytest.approx(9.0)
+
+
+def test_rows_that_are_no_regions_do_not_thin_out_the_mean() -> None:
+    """Four anchors and no object are four regions; each has the error (3 - 1)^2, and so has their mean."""
+    pair = random_pair(levels=1, student_channels=(4,), teacher_channels=(4,))
+    student, teacher = random_taps(pair, batch=1, sizes=[(2, 2)])
+    student.feats[0].data.fill_(3.0)
+    teacher.feats[0].fill_(1.0)
+    module = SGFILoss(pair, regions=6, match="same", align=False)
+    nn.init.dirac_(module.adapters[0][0].weight)
+    assert module(student, teacher, random_targets(student, objects=0)).item() == pytest.approx(4.0)
+
+
 def test_temperature_starts_at_one_stays_positive_and_does_not_decay() -> None:
     module = SGFILoss(random_pair())
     assert module.temperature().item() == 1
