@@ -160,6 +160,8 @@ def test_gap_of_a_known_map() -> None:
     expected = torch.tensor([[0.5, 1.5], [0.0, 2.0]]).view(1, 1, 2, 2)
     torch.testing.assert_close(gap(torch.zeros(1, 2, 2, 2), teacher), expected)
     assert gap(teacher, teacher).abs().max() == 0
+    both = gap(torch.zeros(2, 2, 2, 2), torch.cat((teacher, 10 * teacher)))  # each image by its own mean
+    torch.testing.assert_close(both, expected.expand(2, -1, -1, -1))
 
 
 def test_high_pass_of_known_maps() -> None:
@@ -214,6 +216,22 @@ def test_gain_steepens_a_soft_mask(staged: bool, stage: int, beta: float) -> Non
     spatial, channel = masks(student, teacher, stage, staged, enhance="gain", gamma=1.0)
     torch.testing.assert_close(spatial, 1 - (beta * (spatial_attention(teacher.feats[0], 0.5) - 1)).clamp(0, 1))
     torch.testing.assert_close(channel, 1 - (beta * (channel_attention(teacher.feats[0], 0.5) - 1)).clamp(0, 1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_gain_weakens_low_attention_where_low_entries_are_masked(temperature: float) -> None:
+    student, teacher = random_taps(random_pair())
+    both = masks(student, teacher, enhance="gain", gamma=1.0, mask="low", temperature=temperature)
+    attentions = [attention(teacher.feats[0], temperature) for attention in (spatial_attention, channel_attention)]
+    for found, attention in zip(both, attentions):
+        torch.testing.assert_close(found, 1 - (2 * (1 - attention)).clamp(0, 1))
+
+
+@pytest.mark.parametrize("enhance", ["gain", "gap", "frequency"])
+def test_random_masks_ignore_the_enhancement(enhance: Any) -> None:
+    student, teacher = random_taps(random_pair())
+    plain, enhanced = (masks(student, teacher, mask="random", enhance=name) for name in ("none", enhance))
+    assert all(torch.equal(mine, other) for mine, other in zip(plain, enhanced))
 
 
 @pytest.mark.parametrize("enhance", ["gap", "frequency"])

@@ -182,18 +182,20 @@ def test_feature_part_agrees_with_the_oracle(align: bool) -> None:
     assert value.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize(("weight", "share"), [("soft", None), ("binary", 0.25)])
-def test_logit_part_agrees_with_the_oracle(weight: Any, share: float | None) -> None:
+@pytest.mark.parametrize(
+    ("weight", "share", "temperature"), [("soft", None, 0.5), ("soft", None, 2.0), ("binary", 0.25, 0.5)]
+)
+def test_logit_part_agrees_with_the_oracle(weight: Any, share: float | None, temperature: float) -> None:
     pair = random_pair(1)
     student, teacher = random_taps(pair, sizes=[(10, 12)])  # grids 1 and 2: the quarter of largest D is one cell
-    module = SAMKDLoss(pair, weight=weight, ratio=0.25)
+    module = SAMKDLoss(pair, weight=weight, ratio=0.25, temperature=temperature)
     expected = oracle.samkd_logit(
         [array(f) for f in module.adapters(student.feats)],
         [array(f) for f in teacher.feats],
         [array(z) for z in student.split(student.logits)],
         [array(z) for z in teacher.split(teacher.logits)],
         grids=(1, 2, 4),
-        temperature=0.5,
+        temperature=temperature,
         binary_share=share,
     )
     value = module.parts(student, teacher, random_targets(student))["logit"]
