@@ -147,6 +147,17 @@ def test_reversed_student_boxes_are_far_from_any_proper_one() -> None:
     assert bool(torch.isfinite(student.grad).all())
 
 
+def test_boxes_without_an_area_have_a_distance_and_a_gradient() -> None:
+    # Equal points: nothing is shared and the hull has no room beside them, 1. A point 2 and 3 away: the hull is 2 * 3,
+    # all of it beside them, 2.
+    point = torch.tensor([[4.0, 5.0, 4.0, 5.0]])
+    student = torch.tensor([[4.0, 5.0, 4.0, 5.0], [6.0, 8.0, 6.0, 8.0]], requires_grad=True)
+    value = overlap_distance(student, point.expand(2, 4))
+    assert value.tolist() == pytest.approx([1.0, 2.0])
+    value.sum().backward()
+    assert bool(torch.isfinite(student.grad).all())
+
+
 def test_nothing_to_distil_is_refused() -> None:
     with pytest.raises(UserError, match="bckd_cls=0 and bckd_box=0"):
         BCKDLoss(random_pair(), cls=0.0, box=0.0)
