@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-import yaml
+from dataclasses import replace
 
-from tests.loss_contract import DEFAULTS, random_pair
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tests.loss_contract import DEFAULTS, random_pair, random_taps, random_targets
 from yolokd.errors import UserError
 from yolokd.losses import ALIASES, LOSSES, build, options
+from yolokd.ops.adapters import Adapters, Generator
 
 
 def test_options_are_the_methods_own_keys_without_prefix_gain_and_stage_points() -> None:
@@ -41,3 +46,34 @@ def test_parts_of_weight_zero_are_no_units() -> None:
     assert build("pcd", random_pair(num_classes=6), {}).units == {"pcd_grouped": 1.0, "pcd_binary": 1.0}
     assert build("samkd", random_pair(), {"samkd_logit": 0.0, "samkd_feature": 0.5}).units == {"samkd_feature": 0.5}
     assert build("cwd", random_pair(), {}).units == {"cwd": 1.0}
+
+
+@pytest.mark.parametrize(("name", "count"), [("dfmsd", 2), ("samkd", 1), ("mgd", 1)])
+def test_the_width_reaches_all_generators(name: str, count: int) -> None:
+    """A half of 32 and of 64 channels; one generator for each level and branch."""
+    module = build(name, random_pair(2, teacher_channels=(32, 64)), {f"{name}_width": 0.5})
+    found = [block[0].out_channels for block in module.modules() if isinstance(block, Generator)]
+    assert sorted(found) == [16] * count + [32] * count
+
+
+@pytest.mark.parametrize("name", ["dfmsd", "samkd", "mgd", "cwd", "pkd", "crosskd"])
+def test_no_adapter_has_a_bias_that_the_standardisation_would_remove(name: str) -> None:
+    module = build(name, random_pair(), {})
+    adapters = [child for child in module.modules() if isinstance(child, Adapters)]
+    assert adapters and all(isinstance(conv, nn.Conv2d) and conv.bias is None for conv in adapters[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("bckd", {"cls": 3, "box": 3}), ("crosskd", {"cls": 3, "box": 1}), ("pcd", {"binary": 5})]
+)
+def test_sums_are_divided_by_the_numbers_of_all_the_students_levels(name: str, parts: dict[str, float]) -> None:
+    """Three times the positives and five times the scores of the shared levels lie on all; means stay as they are."""
+    pair = random_pair()
+    student, teacher = random_taps(pair, dtype=torch.float64)
+    targets = random_targets(student)
+    number, score = targets.positives.sum(), targets.scores.sum()
+    assert number > 1 and score > 1
+    module = build(name, pair, {"pcd_grouped": 0.0}).double()
+    shared = module.parts(student, teacher, targets)
+    whole = module.parts(student, teacher, replace(targets, sums=(3 * number, 5 * score)))
+    assert {part: (shared[part] / whole[part]).item() for part in whole} == pytest.approx(parts, rel=1e-5)
