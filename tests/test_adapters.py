@@ -43,8 +43,9 @@ def test_standardize_takes_rounding_for_nothing(value: float) -> None:
     )
 
 
-def test_standardize_a_constant_channel_with_gradient() -> None:
-    feature = torch.full((1, 2, 3, 3), 5.0, requires_grad=True)
+@pytest.mark.parametrize("value", [5.0, 0.0])
+def test_standardize_a_constant_channel_with_gradient(value: float) -> None:
+    feature = torch.full((1, 2, 3, 3), value, requires_grad=True)
     result = standardize(feature)
     assert result.abs().max() == 0
     result.sum().backward()
@@ -85,8 +86,11 @@ def test_adapters_refuse_a_wrong_number_of_levels() -> None:
         Adapters((4,), (6,))([torch.randn(1, 4, 2, 2)] * 2)
 
 
-@pytest.mark.parametrize(("channels", "width", "hidden"), [(64, 1.0, 64), (64, 0.25, 16), (16, 0.25, 8), (6, 0.5, 8)])
+@pytest.mark.parametrize(
+    ("channels", "width", "hidden"), [(64, 1.0, 64), (64, 0.25, 16), (46, 0.25, 12), (16, 0.25, 8), (6, 0.5, 8)]
+)
 def test_generator_width(channels: int, width: float, hidden: int) -> None:
     generator = Generator(channels, width)
     assert generator[0].out_channels == hidden
+    assert [generator[i].kernel_size for i in (0, 2)] == [(3, 3), (3, 3)]
     assert generator(torch.randn(2, channels, 5, 3)).shape == (2, channels, 5, 3)

@@ -75,17 +75,19 @@ def test_without_gradient_the_term_is_merely_computed(nothing: str) -> None:
     assert float(found) == 4.0 and not found.requires_grad
 
 
-def test_gradients_of_half_precision_are_kept_until_the_scaling_of_the_whole_loss() -> None:
-    """2^-30 is below float16's smallest number, 2^-24, until the loss is scaled."""
+@pytest.mark.parametrize("power", [30, 60])
+def test_gradients_of_half_precision_are_kept_until_the_scaling_of_the_whole_loss(power: int) -> None:
+    """2^-30 and less are below float16's smallest number, 2^-24, until the loss is scaled."""
     value = torch.ones(2, dtype=torch.float16, requires_grad=True)
-    found = eager(lambda given: (given.float() * 2.0**-30).sum(), [value], [])
-    (found * 2.0**20).backward()
+    found = eager(lambda given: (given.float() * 2.0**-power).sum(), [value], [])
+    (found * 2.0 ** (power - 10)).backward()
     assert value.grad is not None and value.grad.tolist() == [2.0**-10] * 2
 
 
-def test_second_derivatives_are_refused_rather_than_wrong() -> None:
+@pytest.mark.parametrize("outer", [torch.clone, torch.square])
+def test_second_derivatives_are_refused_rather_than_wrong(outer: Callable[[torch.Tensor], torch.Tensor]) -> None:
     value = torch.ones(2, requires_grad=True)
-    found = eager(lambda given: given.pow(3).sum(), [value], [])
+    found = outer(eager(lambda given: given.pow(3).sum(), [value], []))
     (grad,) = torch.autograd.grad(found, value, create_graph=True)
     with pytest.raises(RuntimeError):
         grad.sum().backward()

@@ -27,9 +27,12 @@ def seeded() -> torch.Generator:
 def test_pool_equals_the_loop_version(way: Way, size: int, samples: int) -> None:
     feature = torch.randn(2, 3, 9, 12, generator=seeded(), dtype=torch.float64)
     boxes = [[0.0, 0, 96, 72], [10, 20, 30, 25], [88, 64, 96, 72], [5, 5, 6, 6], [-30, -9, 140, 90], [50, 7, 50, 7]]
-    rois = torch.cat((torch.tensor([[0.0], [1], [1], [0], [1], [0]]), torch.tensor(boxes, dtype=torch.float64)), dim=1)
+    boxes += [[-8.0, 4, 0, 12], [96, 64, 104, 84]]  # whose middle samples lie just one position outside of the map
+    rois = torch.cat(
+        (torch.tensor([[0.0], [1], [1], [0], [1], [0], [0], [1]]), torch.tensor(boxes, dtype=torch.float64)), dim=1
+    )
     pooled = way(feature, 8, rois, size, samples)
-    assert pooled.shape == (6, 3, size, size)
+    assert pooled.shape == (8, 3, size, size)
     for roi, ours in zip(rois, pooled):
         expected = oracle.roi_align(feature[int(roi[0])].numpy(), roi[1:].numpy(), 8, size, samples)
         np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-9)
@@ -60,7 +63,7 @@ def test_both_ways_have_the_same_gradient(shape: tuple[int, int], size: int, sam
     torch.testing.assert_close(pooled[0], pooled[1])
     grads = [torch.autograd.grad((value * weight).sum(), feature)[0] for value in pooled]
     torch.testing.assert_close(grads[0], grads[1])
-    assert grads[0].abs().max() > 0
+    assert grads[0].abs().max() > 0 and grads[0].is_contiguous()
 
 
 def test_pooling_to_one_bin_is_the_mean_of_the_bins() -> None:

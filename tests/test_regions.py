@@ -87,7 +87,7 @@ def by_sorting(student: Taps, targets: Targets, per_image: int, share: float, se
 
 @pytest.mark.parametrize("sizes", [[(12, 16), (6, 8), (3, 4)], [(1, 3), (1, 2), (1, 1)]])
 @pytest.mark.parametrize("objects", [0, 2, 9])
-@pytest.mark.parametrize(("per_image", "share"), [(16, 0.25), (12, 0.0), (9, 1.0), (32, 0.5)])
+@pytest.mark.parametrize(("per_image", "share"), [(16, 0.25), (12, 0.0), (9, 1.0), (32, 0.5), (6, 0.25)])
 def test_regions_are_those_of_sorted_lists(
     sizes: list[tuple[int, int]], objects: int, per_image: int, share: float
 ) -> None:
@@ -233,6 +233,8 @@ def test_proposer_moves_its_stream_in_training_only() -> None:
     proposer.train()
     training = [proposer(student, targets)[0] for _ in range(2)]
     assert not torch.equal(*training)
+    assert torch.equal(proposer.eval()(student, targets)[0], validation[0])  # wherever the training has got to
+    proposer.train()
     again = Proposer(per_image=10, positives=0.25, seed=0)
     again.set_extra_state(before)
     assert torch.equal(again(student, targets)[0], training[0])
