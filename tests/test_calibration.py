@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from tests.tiny import tiny_batch, tiny_criterion
 from yolokd.outputs import read_output
-from yolokd.terms.calibration import BATCHES, MOST, GainCalibration, gradient_norm
+from yolokd.terms.calibration import BATCHES, MOST, GainCalibration, gradient_norm, replayed
 
 
 def neck() -> list[torch.Tensor]:
@@ -138,6 +139,7 @@ def test_a_window_does_not_wait_for_ever(usable: int, gain: float, said: list[st
         measure(calibration, task=2.0, pkd=float(step < usable), cwd=1.0)
     assert not calibration.wants(warmed_up=False)
     assert calibration.gains == {"pkd": pytest.approx(gain), "cwd": pytest.approx(0.6)}
+    assert "gains measured over 8 batches" in said[0]
     (message,) = [message for message in said if "uncertain" in message]
     assert f"pkd had a gradient at the neck in {usable} of {MOST} batches alone" in message
     for step in range(MOST):
@@ -160,6 +162,54 @@ def test_state_goes_on_in_the_middle_of_a_window() -> None:
         second.wants(warmed_up=step >= BATCHES)
         measure(second, task=1.0 + step, pkd=1.0)
     assert second.state() == whole.state()
+
+
+def test_a_window_that_waits_goes_on_waiting_where_it_was() -> None:
+    first, second = (GainCalibration({"pkd": 0.3, "cwd": 0.3}) for _ in range(2))
+    for _ in range(MOST - 1):
+        measure(first, task=2.0, pkd=0.0, cwd=1.0)
+    second.load(first.state())
+    assert second.wants(warmed_up=False)
+    measure(second, task=2.0, pkd=0.0, cwd=1.0)
+    assert not second.wants(warmed_up=False)
+
+
+def test_a_state_stays_as_it_was_handed_out() -> None:
+    calibration = GainCalibration({"pkd": 0.3})
+    measure(calibration, task=3.0, pkd=0.5)  # norms are 4 times as large, the root of 16 entries
+    state = calibration.state()
+    measure(calibration, task=1.0, pkd=1.5)
+    assert state["sums"] == {"pkd": [12.0, 2.0, 1]} and state["gains"] == {"pkd": pytest.approx(1.8)}
+
+
+def test_a_unit_without_a_share_is_not_said_to_be_uncertain(said: list[str]) -> None:
+    calibration = GainCalibration({"pkd": 0.3, "cwd": 0.0})
+    for _ in range(MOST):
+        measure(calibration, task=2.0, pkd=1.0, cwd=0.0)
+    assert not calibration.wants(warmed_up=False)
+    assert said == ["distillation: gains measured over 8 batches: pkd 0.6, cwd 0"]
+
+
+def test_the_first_teachers_do_not_undo_what_was_measured() -> None:
+    calibration = GainCalibration({"pkd": 0.3})
+    measure(calibration, task=3.0, pkd=0.5)
+    calibration.turn_to([0], {"pkd": 0.3})
+    assert calibration.gains["pkd"] == pytest.approx(1.8)
+
+
+def test_a_replayed_head_counts_on_afterwards_and_not_in_between() -> None:
+    """The replay leaves its statistics alone, a norm without any has none after it, and the next forward counts."""
+    kept, without = nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)
+
+    class Head(nn.Sequential):
+        def forward(self, feats: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [super(Head, self).forward(feat) for feat in feats]
+
+    replayed(Head(kept, without), [torch.full((2, 3, 2, 2), 5.0)])
+    assert kept.running_mean.tolist() == [0.0] * 3
+    assert (kept.track_running_stats, without.track_running_stats) == (True, False)
+    kept(torch.full((2, 3, 2, 2), 5.0))
+    assert kept.running_mean.tolist() == [0.5] * 3
 
 
 def test_another_teacher_is_measured_from_the_start() -> None:
