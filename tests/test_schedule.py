@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yolokd.terms.clock import Clock
 from yolokd.terms.schedule import Schedule, Stages
 
 
@@ -18,6 +19,10 @@ def test_ramp_is_linear_over_the_warmup() -> None:
 
 def test_without_warmup_the_factor_starts_at_one() -> None:
     assert Schedule(warmup=0.0).factor(0.0) == 1.0
+
+
+def test_a_warmup_over_the_whole_run_ends_at_one() -> None:
+    assert [Schedule(warmup=1.0).factor(p) for p in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
 
 
 def test_cosine_falls_to_a_tenth() -> None:
@@ -82,6 +87,7 @@ def test_stages_begin_at_their_fraction_of_the_epochs() -> None:
     stages = Stages.parse([0.3, 0.7], teachers=3)
     assert stages.starts(10) == [0, 3, 7]
     assert [stages.at(epoch, 10) for epoch in range(10)] == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+    assert Stages.parse("auto", teachers=3).starts(10) == [0, 3, 7]  # 3.3 and 6.7, the nearest epochs
 
 
 def test_the_first_stage_has_an_epoch_however_short_the_run() -> None:
@@ -114,5 +120,26 @@ def test_the_stage_before_keeps_its_strength_to_its_last_step() -> None:
     assert [Stages((0.5,), 2).ramp(0, p, 10) for p in (4.9, 5.0)] == [1.0, 1.0]
 
 
+def test_the_first_teacher_has_no_ramp_of_its_own() -> None:
+    assert [Stages((0.5,), 2).ramp(0, p, 10) for p in (0.0, 0.25)] == [1.0, 1.0]
+
+
 def test_the_same_teacher_needs_no_second_ramp() -> None:
     assert Stages((0.5,), 1).ramp(1, 5.0, 10) == 1.0
+
+
+def test_the_clock_by_hand() -> None:
+    """In the third of ten epochs the third of four steps has begun: 2.75 epochs are done with it, 2 * 4 + 2 before."""
+    clock = Clock(epoch=2, step=3, steps=4, epochs=10)
+    assert (clock.position, clock.done, clock.progress) == (2.75, 10, 0.275)
+    clock.step = 0  # before the first step of an epoch
+    assert (clock.position, clock.done) == (2.0, 8)
+
+
+def test_the_clock_stays_within_its_epoch_and_its_run() -> None:
+    """Steps may be more than was said, and the epochs fewer than before."""
+    clock = Clock(epoch=2, step=9, steps=4, epochs=3)
+    assert clock.position == 3.0 and clock.progress == 1.0
+    clock.epochs = 2
+    assert clock.progress == 1.0
+    assert (Clock(steps=0, epochs=0).position, Clock(steps=0, epochs=0).progress) == (0.0, 0.0)
