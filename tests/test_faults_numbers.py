@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from ultralytics.nn.tasks import load_checkpoint
 
 from tests.tiny import overrides_for, rows, set_up, tiny_batch, tiny_criterion, tiny_model
@@ -18,8 +19,9 @@ from yolokd import DistillationTrainer
 from yolokd.clipping import StepGuard
 from yolokd.outputs import Branch, Output
 from yolokd.saving.state import FILE, read_state
+from yolokd.taps import Taps
 from yolokd.terms.clock import start_batch, start_epoch
-from yolokd.terms.finite import finite_output
+from yolokd.terms.finite import FiniteTerms, finite_output
 
 pytestmark = pytest.mark.usefixtures("own_start")
 
@@ -238,6 +240,64 @@ def test_what_a_teacher_put_out_is_read_whole_or_not_at_all() -> None:
     queries = Output([torch.ones(1, 2, 2, 2)], regions=torch.full((1, 3, 4), math.inf))
     clean, sound = finite_output(queries)
     assert not sound and clean.regions is not None and not clean.regions.any()
+
+
+def test_a_large_half_precision_map_is_sound() -> None:
+    """The sum of 90,000 ones is more than float16 can hold, 65,504."""
+    _, sound = finite_output(Output([torch.ones(1, 1, 300, 300, dtype=torch.float16)]))
+    assert sound
+
+
+class Steep(nn.Module):
+    """A method of one part: the sum of all that it reads, times a slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.slope = 1.0
+
+    def parts(self, student: Taps, teacher: Taps, targets: Any) -> dict[str, torch.Tensor]:
+        read = [*student.feats, student.logits, student.boxes, student.angles, self.weight]
+        return {"": self.slope * torch.stack([value.sum() for value in read]).sum()}
+
+
+def ones() -> tuple[Taps, list[torch.Tensor]]:
+    """Return a student's taps of ones, and the tensors that they are made of."""
+    read = [torch.ones(*shape, requires_grad=True) for shape in ((1, 2, 1, 1), (1, 1, 3), (1, 1, 4), (1, 1, 1))]
+    return Taps(read[:1], (8,), logits=read[1], boxes=read[2], angles=read[3]), read
+
+
+def test_an_infinite_slope_leaves_no_gradient_at_anything_that_a_method_reads() -> None:
+    module, (student, read) = Steep(), ones()
+    module.slope = math.inf
+    finite = FiniteTerms({"steep": [module]})
+    term = finite.parts("steep", module, student, student, None, torch.tensor(True))[""]
+    term.backward()
+    assert term.item() == 0 and not finite.sound["steep"]
+    assert not any(value.grad.any() for value in (*read, module.weight))
+
+
+@pytest.mark.parametrize("slopes", [(math.inf, 2.0), (2.0, math.inf)])
+def test_a_method_that_acts_twice_in_a_step_is_sound_where_both_were(slopes: tuple[float, float]) -> None:
+    """As on two branches of a head: its parameters stay, and taps have the gradients of their own branch."""
+    module = Steep()
+    finite = FiniteTerms({"steep": [module]})
+    total, branches = torch.zeros(()), []
+    for slope in slopes:
+        module.slope = slope
+        student, read = ones()
+        total = total + finite.parts("steep", module, student, student, None, torch.tensor(True))[""]
+        branches.append(read)
+    total.backward()
+    assert total.item() == 2 * (2 + 3 + 4 + 1 + 1) and not finite.sound["steep"]
+    assert module.weight.grad.tolist() == [0.0]
+    for slope, read in zip(slopes, branches):
+        assert all(value.grad.unique().tolist() == [2.0 if slope == 2 else 0.0] for value in read)
+    finite.begin()  # the next step is judged by itself
+    module.slope = 3.0
+    student, _ = ones()
+    finite.parts("steep", module, student, student, None, torch.tensor(True))[""].backward()
+    assert finite.sound["steep"] and module.weight.grad.tolist() == [3.0]
 
 
 # Steps left out -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolokd.terms.watch import TermWatch
+from yolokd.terms.watch import TEACHER, TermWatch
 
 SOME, NONE = torch.tensor(3), torch.tensor(0)
 
@@ -67,3 +67,54 @@ def test_each_method_is_counted_by_itself() -> None:
 def test_the_limit_is_the_number_of_steps() -> None:
     with pytest.raises(RuntimeError, match="5 steps"):
         steps(TermWatch(limit=5), [0.0] * 5)
+
+
+def test_values_that_are_not_finite_must_be_running() -> None:
+    steps(TermWatch(), [float("nan"), float("nan"), 0.5] * 40)
+
+
+def test_one_positive_is_something_to_act_on() -> None:
+    with pytest.raises(RuntimeError, match="exactly zero"):
+        steps(TermWatch(), [0.0] * 20, torch.tensor(1))
+
+
+def test_zeros_of_steps_that_were_left_out_are_no_zeros() -> None:
+    watch = TermWatch()
+    for step in range(38):
+        watch.see("pkd", torch.tensor(0.0), None, torch.tensor(step != 19))
+        watch.check()
+
+
+def test_a_term_that_overflows_after_its_method_was_sound_is_not_finite() -> None:
+    watch = TermWatch(limit=2)
+    watch.see("pkd", torch.tensor(float("inf")), None, torch.tensor(True))
+    watch.check()
+    watch.see("pkd", torch.tensor(float("inf")), None, torch.tensor(True))
+    with pytest.raises(RuntimeError, match="method=pkd: its term was not finite for 2 steps"):
+        watch.check()
+
+
+def test_the_teacher_is_named_before_the_methods_that_it_takes_along() -> None:
+    watch = TermWatch(limit=3)
+    with pytest.raises(RuntimeError, match="the teacher's output was not finite for 3 steps"):
+        for _ in range(3):
+            watch.see("pkd", torch.tensor(0.0), None, torch.tensor(False))
+            watch.see_teachers(torch.tensor(False))
+            watch.check()
+
+
+def test_what_was_left_out_is_counted_since_the_last_time(said: list[str]) -> None:
+    watch = TermWatch()
+    for sound in (False, True, False, False):
+        watch.see("pkd", torch.tensor(0.0), None, torch.tensor(sound))
+        watch.see_teachers(torch.tensor(True))
+    watch.tell(4)
+    assert [message.removeprefix("WARNING ⚠️ ") for message in said] == [
+        "method=pkd: its term was not finite in 3 of 4 steps, which were done without it"
+    ]
+    watch.see("pkd", torch.tensor(0.0), None, torch.tensor(False))
+    watch.tell(1)
+    assert "in 1 of 1 steps" in said[1]
+    watch.see(TEACHER, torch.tensor(1.0), None, torch.tensor(True))
+    watch.tell(1)
+    assert len(said) == 2
