@@ -160,6 +160,8 @@ class TestScore:
             "a": pytest.approx(1.0),
             "b": None,
         }
+        result.to_dict()["per_class"].clear()
+        assert set(result.per_class) == {"a", "b"}
 
     def test_classes_of_one_name_stay_apart(self) -> None:
         ground_truth = truth([(1, 0, A), (1, 1, B)])
@@ -216,6 +218,18 @@ class TestBootstrap:
         got = average_precision(score(ground_truth, detections).matches, counts)
         expected = [repeated(ground_truth, detections, row).ap for row in counts]
         assert got == pytest.approx(expected, abs=1e-12)
+
+    def test_equal_scores_keep_the_order_of_the_images(self) -> None:
+        """On the first half of 80 images the object is found, on the other something else, with two scores in turn.
+
+        Of the higher score 20 hits come first, precision 1 up to recall 1/4, then 20 misses; then 20 hits of the lower
+        score, precision 40 / 60 at recall 1/2. Recall points are 26 up to 1/4 and 25 more up to 1/2.
+        """
+        ground_truth = truth([(i, 0, A) for i in range(1, 81)], images=80)
+        rows = [(i, 0, A if i <= 40 else B, 0.9 if i % 2 else 0.5) for i in range(1, 81)]
+        result = score(ground_truth, found(*rows))
+        once = average_precision(result.matches, np.ones((1, 80), dtype=np.int64))
+        assert (once[0], result.ap) == pytest.approx(((26 + 25 * 2 / 3) / 101,) * 2)
 
     def test_a_class_that_is_not_drawn_is_left_out(self) -> None:
         """Class a is on image 1 and found, class b on image 2 and missed, image 3 is empty."""
@@ -288,8 +302,9 @@ class TestBootstrap:
         assert result.p == pytest.approx(2 / (result.samples + 1))
 
     def test_other_images_are_refused(self) -> None:
-        first = score(truth([(1, 0, A)]), [])
-        for other in (truth([(1, 0, A)], images=2), truth([(1, 1, A)])):
+        first, renumbered = score(truth([(1, 0, A)]), []), truth([(7, 0, A)])
+        renumbered["images"][0]["id"] = 7
+        for other in (truth([(1, 0, A)], images=2), truth([(1, 1, A)]), renumbered):
             with pytest.raises(ValueError, match="same images"):
                 bootstrap(first, score(other, []))
         with pytest.raises(ValueError, match="samples=0"):

@@ -295,6 +295,8 @@ class TestSentence:
         """Differences 3, 2, 2.5: t = 2.5 / (0.5 / sqrt(3)) = 8.6603, and with 2 degrees of freedom p = 0.013072."""
         text = self.sentence(paired([0.03, 0.02, 0.025], [0.0] * 3))
         assert "3 seeds, p = 0.013." in text and "adjusted" not in text
+        # differences 0.045, 0.035, 0.04: t = 4 / (0.5 / sqrt(3)) = 13.8564, p = 1 - t / sqrt(t^2 + 2) = 0.005168
+        assert "p = 0.0052." in self.sentence(paired([0.045, 0.035, 0.04], [0.0] * 3))
         strong = paired([0.101, 0.100, 0.099, 0.100], [0.0] * 4)
         assert strong.p is not None and strong.p < 0.001 and "4 seeds, p < 0.001." in self.sentence(strong)
 
