@@ -51,6 +51,19 @@ def test_a_regression_by_hand() -> None:
     assert by_hand(*points, prior=2.0) == pytest.approx((2, 1))
 
 
+@pytest.mark.parametrize("learned", [0, 3])
+def test_outputs_of_filters_by_hand(learned: int) -> None:
+    """Inputs 0, 2, 4, 6 have mean 3 and variance 5, so what a filter of -2 makes of them has -6 and 20."""
+    inputs = torch.tensor([0.0, 2.0, 4.0, 6.0]).double()[None, :, None]
+    sums = add_up(lambda rows: inputs[:, rows], torch.ones(4, 1).double(), learned, width=1)
+    filters = torch.tensor([[-2.0]]).double()
+    assert (sums.mean(filters).item(), sums.variance(filters).item()) == pytest.approx((-6, 20))
+
+
+def test_an_input_that_never_changes_explains_nothing() -> None:
+    assert by_hand([3.0, 3.0, 3.0, 3.0], [1.0, 2.0, 1.0, 2.0], 2, prior=0.5) == (0, 0)
+
+
 def expected(groups: list[Any], held_out: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], float]:
     """Return predictions by augmented least squares, each ridge tried for itself, and the share explained.
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tests.tiny import IMGSZ, tiny_model
 from tests.widening import CLASSES, raw, widened
-from yolokd.students.channels import Slice, channel_flow, matching
+from yolokd.students.channels import ChannelFlow, Slice, channel_flow, matching
 from yolokd.students.inherited import same_family, select_weights
 
 
@@ -29,6 +30,30 @@ def test_a_widened_and_deepened_student_is_found_again(scale: str) -> None:
     torch.testing.assert_close(raw(student, image), raw(original, image), rtol=1e-5, atol=1e-5)
 
 
+def test_origins_of_joined_and_cut_maps_by_hand() -> None:
+    """Four channels of one layer and two of another; what is neither joined, cut nor kept is unknown."""
+    a, b = (Slice("a", 0, 4, 4),), (Slice("b", 0, 2, 2),)
+    flow, left, right, foreign = ChannelFlow(), *(torch.zeros(1, count, 2, 2) for count in (4, 2, 3))
+    flow.put(left, a)
+    flow.put(right, b)
+    with flow:
+        joined = torch.cat((left, right), 1)
+        assert flow.of(joined) == flow.of(torch.concat((left, right), dim=-3)) == flow.of(F.silu(joined)) == a + b
+        across = [flow.of(part) for part in joined.split((3, 3), 1)]
+        assert across == [(Slice("a", 0, 3, 4),), (Slice("a", 3, 4, 4), *b)]
+        assert [flow.of(part) for part in joined.split((4, 2), 1)] == [a, b]
+        thirds = [flow.of(part) for part in torch.cat((right, left), 1).chunk(3, 1)]
+        assert thirds == [b, (Slice("a", 0, 2, 4),), (Slice("a", 2, 4, 4),)]
+        unknown = [torch.cat((left, foreign), 1), torch.cat((left, left), 2), joined.mean(1, True), joined.flatten(1)]
+        assert [flow.of(value) for value in unknown] == [None] * 4
+
+
+def test_a_depthwise_convolution_hands_channels_on() -> None:
+    inputs = channel_flow(tiny_model("yolo11n", trained=False)).inputs
+    first, second = (inputs[f"model.23.cv3.1.0.{place}.conv"] for place in (0, 1))
+    assert first == second
+
+
 def test_channels_of_a_joined_input_by_hand() -> None:
     """Two of four channels of one layer, then one of three of another that begins at 4; unknown origins: evenly."""
 
@@ -43,6 +68,8 @@ def test_channels_of_a_joined_input_by_hand() -> None:
     evenly_spaced = ([0, 2, 4], [pytest.approx(7 / 3)] * 3)
     assert by_hand(None, theirs, 3, 7) == evenly_spaced
     assert by_hand(own, (Slice("a", 0, 7, 7),), 3, 7) == evenly_spaced  # b is not there
+    first_half = (Slice("a", 0, 2, 4),)  # what is wanted, channels 0 and 2, is not all in it
+    assert by_hand((Slice("a", 0, 2, 2),), first_half, 2, 2) == ([0, 1], [1, 1])
     halves = (Slice("a", 0, 1, 2), Slice("a", 1, 2, 2))
     deeper = (Slice("a", 0, 3, 6), Slice("a", 3, 6, 6), Slice("m", 0, 3, 3))
     assert by_hand(halves, deeper, 2, 9) == ([0, 3], [3, 3])

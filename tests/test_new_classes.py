@@ -105,6 +105,14 @@ def test_which_classes_are_new(name: str) -> None:
     assert given_to((first, "cell", third), weights) == given_to((first, "cell", third), weights, False) == {1}
 
 
+def test_a_class_is_new_where_one_layer_lacks_it() -> None:
+    weights = tiny_model(seed=1)
+    student = copy.deepcopy(weights)
+    with torch.no_grad():
+        student.get_submodule(max(class_layers(student))).weight[1] += 1
+    assert new_classes(student, weights, DATA, DATA) == {1}
+
+
 def test_weights_of_other_layers_bring_no_class() -> None:
     assert new_classes(tiny_model("yolo11n"), tiny_model("yolo26n"), DATA, DATA) == {0, 1, 2}
 
