@@ -33,6 +33,13 @@ def test_confidence_is_the_mean_of_the_largest_probability_at_the_objects() -> N
     assert weights.tolist() == pytest.approx([0.8, 0.2], rel=1e-5)
 
 
+def test_the_number_of_objects_on_a_teachers_levels_does_not_count() -> None:
+    first = sides([[0.8, 0.2], [0.1, 0.7]], [True, False])  # 0.8
+    second = sides([[0.1, 0.2], [0.2, 0.1], [0.1, 0.2]], [True, True, True])  # 0.2
+    weights = confidence_weights([first[0], second[0]], [first[1], second[1]])
+    assert weights.tolist() == pytest.approx([0.8, 0.2], rel=1e-5)
+
+
 def test_without_objects_all_teachers_count_the_same() -> None:
     empty = [sides([[0.9, 0.2]], [False]), sides([[0.1, 0.2]], [False])]
     assert confidence_weights([taps for taps, _ in empty], [own for _, own in empty]).tolist() == [0.5, 0.5]

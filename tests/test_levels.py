@@ -28,6 +28,9 @@ from yolokd.taps import Taps
         ((8, 16, 32), (5.0, 10.0, 20.0), None, [(0, 1), (1, 2)]),  # 1.6 times: nearer to the next level
         ((8,), (6.0, 7.0, 9.0), None, [(0, 2)]),  # the nearest one, by its factor
         ((8, 10), (9.0,), None, [(1, 0)]),  # a teacher's level is used once
+        ((8, 16), (9.0, 16.0), None, [(0, 0), (1, 1)]),  # finest first, although the second pair is nearer
+        ((8,), (8 * 2**0.5,), None, [(0, 0)]),  # the square root of 2, and a little more
+        ((8,), (8 * 1.42,), None, []),
     ],
 )
 def test_levels_are_paired_with_the_nearest_effective_stride(
@@ -67,7 +70,8 @@ def test_maps_and_logits_are_resampled_as_whole_images(dtype: torch.dtype) -> No
     own = taps_of([(4, 6)], (16,), (0.0, 0.0, 9.0, 9.0))
     x = (torch.arange(9) + 0.5) / 9
     ramp = x.expand(2, 3, 6, 9).to(dtype)
-    teacher = Taps([ramp], (16,), logits=ramp.flatten(2).transpose(1, 2))
+    logits = ramp.flatten(2).transpose(1, 2)
+    teacher = Taps([ramp], (16,), logits=logits, towers=lambda feats: (logits, logits))
     found = onto_grid(teacher, own)
     expected = (torch.arange(6) + 0.5) / 6
     for values in (found.feats[0][0, 0], found.logits[0, :, 0].view(4, 6)):  # type: ignore[index]
@@ -92,6 +96,14 @@ def test_boxes_are_resampled_as_corners_in_the_students_pixels() -> None:
     found = onto_grid(teacher, student)
     assert found.boxes is not None and found.boxes.shape == (2, 8 * 12 + 4 * 6, 4)
     assert torch.allclose(found.decoded(), torch.tensor([10.0, 20.0, 60.0, 44.0]).expand_as(found.decoded()), atol=1e-3)
+
+
+def test_boxes_are_scaled_along_each_axis_by_its_own_ratio() -> None:
+    """Where sizes are rounded, the ratios differ: here 32 x 48 pixels for the teacher's 64 x 64, 1/2 and 3/4."""
+    teacher = taps_of([(8, 8)], (8,), (8.0, 16.0, 40.0, 48.0))
+    found = onto_grid(teacher, taps_of([(4, 6)], (8,), (0.0, 0.0, 9.0, 9.0)))
+    expected = torch.tensor([6.0, 8.0, 30.0, 24.0])
+    assert torch.allclose(found.decoded(), expected.expand_as(found.decoded()), atol=1e-3)
 
 
 def test_rotated_boxes_are_resampled_as_the_upright_ones_around_them() -> None:
