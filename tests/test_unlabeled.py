@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -501,11 +502,33 @@ def test_pseudo_targets_above_the_threshold_alone_and_by_image() -> None:
     assert none.scores.sum() == 0
 
 
+def test_pseudo_targets_of_other_images_and_classes_do_not_compete() -> None:
+    """One box, 0..64 x 0..32, of class 0 on the first image, of both classes on the second; images stay in order."""
+    box = [0.5, 0.5, 1.5, 0.5] + [1.5, 0.5, 0.5, 0.5] + [0.25] * 4
+    taps = drawn_taps([[0.6, 0.1], [0.1, 0.1], [0.1, 0.1], [0.8, 0.1], [0.1, 0.7], [0.1, 0.1]], box * 2)
+    taps.logits.requires_grad_()  # of a teacher that was not frozen
+    found = pseudo_targets(taps, first=0, confidence=0.5, classes=((4, 5), 2))
+    assert (found.image_index.tolist(), found.labels.tolist()) == ([0, 1, 1], [4, 4, 2])
+    torch.testing.assert_close(found.boxes, torch.tensor([0.0, 0.0, 64.0, 32.0]).expand(3, 4))
+    assert not found.scores.requires_grad
+
+
+@pytest.mark.parametrize(("below", "count"), [(0.125, 2), (0.25, 1)])
+def test_pseudo_targets_overlap_by_seven_tenths_and_lie_in_the_image(below: float, count: int) -> None:
+    """Boxes of 64 x 32 and of 64 x 20 or 64 x 24 pixels: IoU 0.625 or 0.75. The first one reaches out by 16 pixels."""
+    boxes = [1.0, 1.0, 1.5, 0.5] + [1.5, 0.5, 0.5, below] + [0.25] * 4
+    found = pseudo_targets(drawn_taps([[0.9], [0.6], [0.1]] * 2, boxes * 2), first=1, confidence=0.5)
+    assert len(found.boxes) == count
+    assert found.boxes[0].tolist() == [0.0, 0.0, 64.0, 32.0]
+
+
 def test_pseudo_targets_of_a_teacher_without_a_head_are_none() -> None:
     found = pseudo_targets(Taps([torch.zeros(3, 1, 1, 3)], (32,)), first=1, confidence=0.5)
     assert found.positives.shape == found.scores.shape == (2, 3)
     assert not found.positives.any()
     assert len(found.boxes) == len(found.labels) == len(found.image_index) == 0
+    nothing = Taps([torch.zeros(3, 1, 1, 3)], (32,), logits=torch.zeros(3, 3, 0), boxes=torch.ones(3, 3, 4))
+    assert not pseudo_targets(nothing, first=1, confidence=0.5).positives.any()  # it knows none of the classes
 
 
 def test_joined_targets_follow_each_other() -> None:
@@ -516,6 +539,8 @@ def test_joined_targets_follow_each_other() -> None:
     assert both.boxes.shape == (2, 4)
     assert both.positives.shape == (2, 3)
     assert joined([part]) is part
+    both = joined([replace(part, sums=(torch.tensor(5), torch.tensor(2.5))), part])
+    assert [float(total) for total in both.sums] == [5 + 3, 2.5 + 3]  # the first on more levels than its own
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------
