@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -75,6 +76,26 @@ def test_decoded_boxes_are_the_hosts_own(family: str) -> None:
     taps = whole(model).taps(read_output(preds), "one2many")
     assert torch.allclose(taps.decoded(), xywh2xyxy(decoded[:, :4].transpose(1, 2)), atol=1e-3)
     assert torch.allclose(taps.logits.sigmoid(), decoded[:, 4:].transpose(1, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("angle, half", [(math.pi, (30.0, 18.0)), (0.75 * math.pi, (33.9411, 33.9411))])
+def test_the_upright_box_around_one_that_is_turned_by_more_than_a_quarter(
+    angle: float, half: tuple[float, float]
+) -> None:
+    """A box of 60 x 36 pixels about (16, 16), turned by a half or by three eighths: then (60 + 36) / sqrt(2) wide."""
+    boxes = torch.tensor([30.0, 18.0, 30.0, 18.0]).view(1, 1, 4) / 32
+    taps = Taps([torch.zeros(1, 1, 1, 1)], (32,), boxes=boxes, angles=torch.full((1, 1, 1), angle))
+    expected = torch.tensor([16 - half[0], 16 - half[1], 16 + half[0], 16 + half[1]])
+    torch.testing.assert_close(taps.decoded()[0, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_bins_are_a_distribution_in_half_precision_too() -> None:
+    """Odds of 1 to 3 for 0 and 1 are 3/4 of a stride, 24 pixels; ln 3 is 1.1015625 in bfloat16."""
+    for dtype, distance in ((torch.float32, 24.0), (torch.bfloat16, 32 / (1 + math.exp(-1.1015625)))):
+        boxes = torch.tensor([0.0, math.log(3)]).repeat(4).view(1, 1, 8).to(dtype)
+        found = Taps([torch.zeros(1, 1, 1, 1)], (32,), boxes=boxes).decoded()[0, 0]
+        expected = torch.tensor([16 - distance, 16 - distance, 16 + distance, 16 + distance])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
