@@ -395,6 +395,13 @@ def test_predictions_that_are_passed_in_are_distilled_too() -> None:
     assert float(items["pcd_loss"]) > 0
 
 
+@pytest.mark.parametrize(("points", "staged"), [("auto", True), ([], False)])
+def test_a_method_that_takes_stages_is_staged_where_there_are_several(points: Any, staged: bool) -> None:
+    _, criterion = tiny_criterion("dfmsd+pcd", dfmsd_stages=points)
+    assert criterion.methods["dfmsd"][0].staged is staged
+    assert criterion.methods["pcd"][0].staged is False
+
+
 def hidden(preds: dict[str, Any]) -> dict[str, Any]:
     """Return an output as a compiled student hands it out: the task does not depend on these neck maps."""
     if "one2many" in preds:
