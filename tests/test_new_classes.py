@@ -53,7 +53,7 @@ def test_what_a_student_can_say_it_says(name: str) -> None:
     images[8:] = images[8:].flip(-1)
     assert not torch.allclose(logits(student), logits(teacher), atol=0.5)
     share = fit_classes(student, teacher, lambda: images, CLASSES)
-    assert share is not None and share > 0.95
+    assert share is not None and 0.95 < share <= 1
     for branch in ("one2many", "one2one") if name == "yolo26n" else ("one2many",):
         error = (logits(student, branch) - logits(teacher, branch)).square().mean()
         assert error < 0.05 * logits(teacher, branch).var()
