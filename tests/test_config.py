@@ -7,14 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolokd import config
 from yolokd.config import consistency
-from yolokd.config.keys import Accepted
+from yolokd.config.idle import idle
+from yolokd.config.keys import Accepted, shown
 from yolokd.errors import UserError
 
 TEACHER = {"teacher": "t.pt"}
@@ -93,7 +96,7 @@ def test_a_wrong_value_is_refused_with_key_value_and_example(name, value):
     with pytest.raises(UserError) as error:
         config.KEYS[name].check(value)
     text = str(error.value)
-    assert text.startswith(f"{name}={value}"[:60]) and "\n" not in text
+    assert text.startswith(f"{name}={shown(value)}"[:60]) and "\n" not in text
     if name != "method":
         assert f"e.g. {name}={config.KEYS[name].example}" in text
 
@@ -182,6 +185,34 @@ def test_check_passes_host_keys_on_and_converts_ours():
     assert given_keys["kd_gain"] == 1 and "half" in given_keys  # left as they were
 
 
+def test_numbers_of_numpy_and_torch_are_taken_as_pythons_own():
+    given_keys = {
+        "imgsz": np.int32(64),
+        "epochs": torch.tensor(2),
+        "kd_gain": np.float32(0.5),
+        "kd_val": np.bool_(True),
+    }
+    checked = config.check({**given_keys, "kd_levels": np.array([8, 16]), "classes": [np.int64(0)]})
+    expected = {"imgsz": 64, "epochs": 2, "kd_gain": 0.5, "kd_val": True, "kd_levels": [8, 16], "classes": [0]}
+    assert checked == expected
+    assert all(type(checked[key]) is type(value) for key, value in expected.items())
+    assert type(checked["classes"][0]) is int
+
+
+def test_text_that_looks_like_a_number_or_a_word_is_shown_as_text():
+    for given_keys, start in (
+        ({"kd_preflight": "False"}, "kd_preflight='False' is not valid"),
+        ({"kd_share": "0.5"}, "kd_share='0.5' is not valid"),
+        ({"kd_val": "maybe"}, "kd_val=maybe is not valid"),
+        ({"kd_every": 0}, "kd_every=0 is not valid"),
+    ):
+        with pytest.raises(UserError) as error:
+            config.check(given_keys)
+        assert str(error.value).startswith(start)
+    with pytest.raises(UserError, match=r"^batch='8' is not valid"):
+        consistency.validate(args(**TEACHER, batch="8"))
+
+
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
@@ -238,9 +269,12 @@ def test_methods_with_a_term_of_their_own():
         ("none+pcd", "'none' stands alone"),
         ("fit+pcd", "'fit' stands alone"),
         ("pcd+ultralytics", "'ultralytics' stands alone"),
-        ("zzz", "Methods: dfmsd, samkd"),
+        ("zzz", "; methods: dfmsd, samkd"),
+        ("pcd,ckd", "did you mean pcd+ckd? Methods: dfmsd"),
+        ("[pcd,ckd]", "names joined by +, e.g. method=pcd+ckd"),
         (5, "names joined by +"),
         (["pcd"], "names joined by +"),
+        (["pcd", "ckd"], "e.g. method=pcd+ckd"),
         ("", "names joined by +"),
     ],
 )
@@ -382,6 +416,7 @@ def test_a_recipe_is_valid_and_shows_defaults_but_for_what_makes_it(name):
     checked = config.check(keys)
     assert set(keys) <= set(config.KEYS)
     consistency.validate(args(**TEACHER, **checked))
+    assert not idle(set(keys) - {"method", *(f"{part}_gain" for part in config.METHODS)}, args(**TEACHER, **checked))
     chosen = config.methods(keys["method"])
     assert chosen == {"dmkd": ("dfmsd",), "gdetkd": ("sgfi", "ckd"), "dfmsd+pcd": ("dfmsd", "pcd")}.get(name, (name,))
     assert all(key.split("_")[0] in {"method", "kd", *chosen} for key in keys)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from yolokd.config.keys import Key
+from yolokd.config.keys import Key, plain
 from yolokd.errors import UserError
 
 
@@ -50,10 +50,12 @@ def methods(value: Any) -> tuple[str, ...]:
     Raises:
         UserError: If a name is unknown, given twice, or does not go together with others.
     """
-    if value is None or value == "none":
+    if value is None or str(value).lower() in {"none", "null"}:
         return ()
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"method={value} is not valid: it must be names joined by +, e.g. method=dfmsd+pcd")
+    words = re.findall(r"\w+", str(value))
+    if not isinstance(value, str) or not words or value.strip()[0] in "[(":
+        example = "+".join(words) if len(words) > 1 and set(words) <= set(METHODS) else "dfmsd+pcd"
+        raise UserError(f"method={value} is not valid: it must be names joined by +, e.g. method={example}")
     names = [name.strip() for name in value.split("+")]
     if set(names) <= set(METHODS) and len(set(names)) == len(names):
         return tuple(names)  # without importing torch
@@ -62,9 +64,11 @@ def methods(value: Any) -> tuple[str, ...]:
     known = [*METHODS, *ALIASES, *ALONE]
     for name in names:
         if name not in known:
-            close = get_close_matches(name.lower(), known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"method={value}: there is no method '{name}'; {hint}Methods: {', '.join(known)}")
+            parts = re.findall(r"\w+", name)
+            joined = ["+".join(parts)] if len(parts) > 1 and set(parts) <= set(known) else []
+            close = joined or get_close_matches(name.lower(), known, n=1)
+            hint = f"did you mean {close[0]}? M" if close else "m"
+            raise UserError(f"method={value}: there is no method '{name}'; {hint}ethods: {', '.join(known)}")
         if name in ALONE and len(names) > 1:
             raise UserError(f"method={value}: '{name}' stands alone; take it out, or use method={name}")
     expanded = [part for name in names for part in ALIASES.get(name, (name,))]
@@ -151,7 +155,7 @@ def quiet() -> Iterator[None]:
 
 
 def check(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return overrides with our keys in their own types; the host's keys are passed on as they are.
+    """Return overrides with our keys in their own types; the host's keys are passed on, their numbers as Python's own.
 
     Args:
         overrides (Mapping[str, Any]): Keys and values of a training run, ours and the host's.
@@ -170,10 +174,10 @@ def check(overrides: Mapping[str, Any]) -> dict[str, Any]:
                 check_dict_alignment(base, {name: value})  # the host knows its deprecated names
         except SyntaxError:
             raise UserError(unknown_key(name, base)) from None
-    checked = {name: KEYS[name].check(value) if name in KEYS else value for name, value in overrides.items()}
-    if "method" in checked:
-        methods(checked["method"])
-    return checked
+    if "method" in overrides:
+        methods(overrides["method"])
+    given = {name: plain(value) for name, value in overrides.items()}
+    return {name: KEYS[name].check(value) if name in KEYS else value for name, value in given.items()}
 
 
 def unknown_key(name: str, base: Mapping[str, Any], place: str = "see `yolokd cfg` and `yolo cfg`") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolokd.config import KEYS, methods, teachers, terms
+from yolokd.config.keys import shown
 from yolokd.config.label_keys import check_label_keys
 from yolokd.errors import UserError
 from yolokd.terms.schedule import Stages
@@ -53,24 +54,26 @@ def check_host_values(given: Mapping[str, Any]) -> None:
         UserError: If one has a value that means nothing.
     """
     if (size := given.get("imgsz")) is not None and not all(_is_count(side) for side in _items(size)):
-        raise UserError(f"imgsz={size} is not valid: it must be a whole number of pixels above 0, e.g. imgsz=640")
+        raise UserError(
+            f"imgsz={shown(size)} is not valid: it must be a whole number of pixels above 0, e.g. imgsz=640"
+        )
     batch = given.get("batch")
     if batch is not None and not (_is_count(batch) or batch == -1 or (isinstance(batch, float) and 0 < batch < 1)):
         raise UserError(
-            f"batch={batch} is not valid: it must be a whole number of images above 0, a share of the GPU's memory as "
-            f"0.7, or -1 for one that fits, e.g. batch=16"
+            f"batch={shown(batch)} is not valid: it must be a whole number of images above 0, a share of the GPU's "
+            f"memory as 0.7, or -1 for one that fits, e.g. batch=16"
         )
     freeze = given.get("freeze")
     if freeze is not None and not isinstance(freeze, (list, tuple)) and not (_is_count(freeze) or freeze == 0):
         raise UserError(
-            f"freeze={freeze} is not valid: it must be a number of layers or a list of their numbers, e.g. freeze=10 "
-            f"or freeze=[0,1,22]"
+            f"freeze={shown(freeze)} is not valid: it must be a number of layers or a list of their numbers, e.g. "
+            f"freeze=10 or freeze=[0,1,22]"
         )
     classes = given.get("classes")
     if classes is not None and not all(
         isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in _items(classes)
     ):
-        raise UserError(f"classes={classes} is not valid: it must be class numbers, e.g. classes=[0,2]")
+        raise UserError(f"classes={shown(classes)} is not valid: it must be class numbers, e.g. classes=[0,2]")
 
 
 def _is_count(value: Any) -> bool:

@@ -28,7 +28,12 @@ def _gamma(args: Args) -> bool:
 
 
 def _stages(args: Args) -> bool:
-    return (len(teachers(args["teacher"])) > 1 and args["kd_teachers"] != "together") or _enhances(args)
+    """Return whether stages differ, or one is asked for, as there is where they do not."""
+    return (
+        args["dfmsd_stages"] == []
+        or (len(teachers(args["teacher"])) > 1 and args["kd_teachers"] != "together")
+        or _enhances(args)
+    )
 
 
 def _shares(args: Args) -> bool:

@@ -81,6 +81,21 @@ class Accepted:
         return float(value) if self.kind == "float" else value
 
 
+def plain(value: Any) -> Any:
+    """Return numbers and arrays of numpy and torch as Python's own, also in a list, and anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message: shortened, and text in quotes where it could be taken for another type."""
+    text = str(value)
+    if isinstance(value, str) and re.fullmatch(r"True|False|None|[-+.\d]+(e[-+]?\d+)?", value.strip()):
+        text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _as_list(value: Any) -> list[Any]:
     """Return a list, also from a tuple or from `[a,b]` as text, which is how Ultralytics' parser leaves words."""
     if isinstance(value, (list, tuple)):
@@ -151,5 +166,4 @@ class Key:
             except ValueError:
                 continue
         forms = " or ".join([form.words for form in self.accepted] + ["none"] * self.optional)
-        shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
-        raise UserError(f"{self.name}={shown} is not valid: it must be {forms}, e.g. {self.name}={self.example}")
+        raise UserError(f"{self.name}={shown(value)} is not valid: it must be {forms}, e.g. {self.name}={self.example}")
