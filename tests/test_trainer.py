@@ -1033,6 +1033,12 @@ def test_two_teacher_objects_are_written_down(tmp_path: Path, tiny_data: Path) -
     assert all(Path(path).exists() for path in trainer.args.teacher)
 
 
+def test_a_teacher_may_be_named_without_its_ending(tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher) -> None:
+    """As on the command line."""
+    file = Path(shutil.copy(tiny_teacher("yolov8n"), tmp_path / "mine.pt"))
+    assert set_up(tmp_path, tiny_data, teacher=str(file.with_suffix(""))).args.teacher == str(file)
+
+
 # Mistakes -------------------------------------------------------------------------------------------------------------
 
 
@@ -1042,10 +1048,13 @@ def text_file(path: Path) -> str:
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
-    "a missing teacher": (lambda folder: {"teacher": str(folder / "nowhere.pt")}, r"teacher='.*nowhere\.pt' cannot be"),
+    "a missing teacher": (
+        lambda folder: {"teacher": str(folder / "nowhere.pt")},
+        r"teacher=.*nowhere\.pt: there is no file",
+    ),
     "a text file": (
         lambda folder: {"teacher": text_file(folder / "text.pt")},
-        r"teacher='.*text\.pt' cannot be loaded",
+        r"teacher=.*text\.pt is no PyTorch checkpoint",
     ),
     "no teacher": (lambda folder: {"method": "dfmsd"}, "method=dfmsd needs a teacher"),
     "an untrained teacher object": (

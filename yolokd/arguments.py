@@ -12,7 +12,6 @@ from torch import nn
 from ultralytics.cfg import cfg2dict, get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
-from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import autocast
 
 from yolokd import config
@@ -21,6 +20,7 @@ from yolokd.compat import warn_outside
 from yolokd.config import consistency
 from yolokd.config.defaults import complete
 from yolokd.config.idle import idle
+from yolokd.config.inputs import weights
 from yolokd.config.label_keys import check_kind
 from yolokd.criterion import DistillationLoss
 from yolokd.errors import UserError
@@ -170,7 +170,7 @@ class Configured(_Host):
         """Keep absolute paths of teachers that lie on this machine."""
         teacher = self.args.teacher
         if teacher and not self.teacher_objects:
-            files = [str(check_model_file_from_stem(name)) for name in as_list(teacher)]
+            files = [weights("teacher", name) if self.args.method != "none" else name for name in as_list(teacher)]
             found = [str(Path(file).resolve()) if Path(file).exists() else file for file in files]
             self.args.teacher = found if isinstance(teacher, list) else found[0]
 

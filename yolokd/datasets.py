@@ -54,7 +54,7 @@ def dataset(value: Any, train: bool = True) -> None:
         yaml.YAMLError,
     ) as error:
         raise UserError(
-            f"data={text} cannot be used: {reason(error)}\n"
+            f"data={text} cannot be used: {reason(error, lines=2)}\n"
             f"it must be a dataset YAML with path, train, val and names, e.g. data=path/to/mine.yaml"
         ) from error
     if not isinstance(data["channels"], int) or data["channels"] < 1:
