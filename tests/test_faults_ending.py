@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,14 @@ def test_ctrl_c_in_python_says_how_to_go_on_or_leaves_nothing(
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "kd_state.pt", "last.pt"]
     DistillationTrainer(overrides={"model": str(last), "resume": str(last)}).train()
     assert [row["epoch"] for row in rows(folder)] == [1, 2]
+
+
+def test_the_command_that_goes_on_can_be_copied_where_the_folder_has_a_space(tmp_path: Path) -> None:
+    last = tmp_path / "my run" / "last.pt"
+    last.parent.mkdir()
+    last.touch()
+    command = way_on(SimpleNamespace(last=last)).partition("go on with: ")[2]
+    assert shlex.split(command) == ["yolokd", "train", "resume", f"model={last}"]
 
 
 def test_a_run_that_is_done_is_not_to_be_resumed(tmp_path: Path) -> None:

@@ -385,6 +385,9 @@ def test_a_run_that_was_cut_off_is_refused(runs: list[Path], tmp_path: Path) -> 
     torch.save({**content, "optimizer": {"state": {}}, "epoch": 0}, run / "weights/last.pt")
     with pytest.raises(UserError, match=r"unfinished: 1 of 3 epochs; go on with yolokd train resume model=.*last\.pt"):
         from_runs([run], device="cpu")
+    spaced = Path(shutil.copytree(run, tmp_path / "my run"))
+    with pytest.raises(UserError, match=rf"train resume 'model={spaced}/weights/last\.pt', or"):
+        from_runs([spaced], device="cpu")
     plain = {key: value for key, value in args.items() if key not in config.DEFAULTS}
     YAML.save(run / "args.yaml", {**plain, "epochs": 3})
     with pytest.raises(UserError, match="go on with yolo train resume model="):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def _check_finished(folder: Path, args: dict[str, Any]) -> None:
         command = "yolokd" if "method" in args else "yolo"
         raise UserError(
             f"{folder} is unfinished: {done} of {args['epochs']} epochs; go on with {command} train resume "
-            f"model={last}, or leave it out"
+            f"{shlex.quote(f'model={last}')}, or leave it out"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def way_on(trainer: Any, why: str = "interrupted") -> str:
         return f"{why} when the training was done; its checkpoints are in {trainer.wdir}"
     if not resumable(trainer):
         return f"{why} before a first epoch was saved"
-    return f"{why}; go on with: yolokd train resume model={trainer.last}"
+    return f"{why}; go on with: yolokd train resume {shlex.quote(f'model={trainer.last}')}"
 
 
 def resumable(trainer: Any) -> bool:
