@@ -167,6 +167,15 @@ def test_the_cost_says_the_average_where_steps_are_left_out(
     assert any(message.endswith(f"preflight: {told} about 1.4 times") for message in said)  # (2.4 + 3 * 1.1) / 4
 
 
+def test_a_step_that_distils_is_never_said_to_be_quicker_than_a_plain_one(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds a plain step; what other work on the machine makes of the two is not the run's."""
+    monkeypatch.setattr("yolokd.preflight.in_turn", lambda *_, **__: {"plain": [2.0], "distilled": [1.2]})
+    prepare(tmp_path, tiny_data, str(tiny_teacher("yolov8n")))
+    assert any("a step that distils takes about 1.0 times as long" in message for message in said)
+
+
 def test_the_cost_is_not_measured_by_one_of_several_processes(
     tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, said: list[str]
 ) -> None:

@@ -20,7 +20,7 @@ from yolokd import cli, memory
 from yolokd.costs.moment import set_acting
 from yolokd.costs.profiling import BUILT_IN, MEAN, OURS, PLAIN, REST, Stopwatch, Timed, _arms, profile, steps_peak, text
 from yolokd.costs.rehearsal import Rehearsal
-from yolokd.costs.timing import in_turn, ratio
+from yolokd.costs.timing import MOST, in_turn, ratio
 from yolokd.criterion import DistillationLoss
 from yolokd.memory import give_back, kept_between_steps, peak_bytes
 
@@ -34,6 +34,20 @@ def test_steps_take_turns_and_the_first_rounds_do_not_count() -> None:
     taken = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, CPU, rounds=3, warmup=2)
     assert order == ["a", "b"] * 5
     assert [len(values) for values in taken.values()] == [3, 3]
+
+
+def test_short_steps_are_measured_more_often_in_spare_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("yolokd.costs.timing.seconds", lambda device: now[0])
+
+    def rounds(length: float, spare: float) -> int:
+        def step() -> None:
+            now[0] += length
+
+        return len(in_turn({"a": step, "b": step}, CPU, rounds=1, warmup=1, spare=spare)["a"])
+
+    assert [rounds(length, spare=1.0) for length in (0.01, 0.2, 5.0)] == [MOST, 3, 1]
+    assert rounds(0.01, spare=0.0) == 1
 
 
 def test_a_ratio_is_the_median_over_rounds_not_of_the_medians() -> None:

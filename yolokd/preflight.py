@@ -28,6 +28,7 @@ from yolokd.teachers.teacher import Teacher
 
 PREFIX = colorstr("preflight: ")
 QUICK_BATCHES = 4
+SPARE = 0.5  # seconds for more rounds of short steps
 FEW_STEPS = 100  # by then students that a fit had set back were ahead (docs/start.md)
 
 
@@ -213,12 +214,17 @@ def _tell_cost(trainer: Any, batch: dict[str, Any]) -> None:
     if taken is None:
         LOGGER.warning(f"{PREFIX}the cost of a step was not measured: not enough memory for a copy of the student")
         return
-    times, every = ratio(taken, "distilled", "plain"), trainer.criterion.every
+    times, every = _times(taken, "distilled"), trainer.criterion.every
     text = f"{PREFIX}a step that distils takes about {times:.1f} times as long as in plain training"
     if every > 1:
-        mean = average(times, ratio(taken, "left out", "plain"), every)
+        mean = average(times, _times(taken, "left out"), every)
         text += f", one on average with kd_every={every} about {mean:.1f} times"
     LOGGER.info(text)
+
+
+def _times(taken: Mapping[str, list[float]], name: str) -> float:
+    """Return how long a step takes in plain ones; it holds a plain step, so that less than 1 is other work's doing."""
+    return max(ratio(taken, name, "plain"), 1.0)
 
 
 def _cost(trainer: Any, batch: dict[str, Any]) -> dict[str, list[float]]:
@@ -240,7 +246,7 @@ def _cost(trainer: Any, batch: dict[str, Any]) -> dict[str, list[float]]:
     arms = {"plain": partial(step, distilled.task.base), "distilled": partial(step, distilled)}
     if distilled.every > 1:
         arms["left out"] = partial(step, distilled, 1)
-    return in_turn(arms, trainer.device, rounds=1, warmup=1)
+    return in_turn(arms, trainer.device, rounds=1, warmup=1, spare=SPARE)
 
 
 class Beside(nn.Module):

@@ -192,5 +192,6 @@ def text(result: Mapping[str, Any]) -> str:
         shown = f"{step['peak_bytes'] / 2**30:.2f} GB" if step["peak_bytes"] else ""
         arms.append((name, f"{step['seconds'] * 1e3:.1f}", f"{step['ratio']:.2f}", shown))
     return (
-        f"{aligned(rows)}\n\n{aligned(arms)}\n\nmedians on {result['device']}; the steps of the second table took turns"
+        f"{aligned(rows)}\n\n{aligned(arms)}\n\nmedians on {result['device']}; the steps of the second table took "
+        f"turns, and x plain is the median of what they took by each plain step beside them"
     )

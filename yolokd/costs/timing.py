@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from ultralytics.utils.torch_utils import autocast
 
+MOST = 7  # rounds in spare time
+
 
 def seconds(device: torch.device) -> float:
     """Return the time now, after what the device still had to do."""
@@ -29,7 +31,7 @@ def precision(trainer: Any) -> AbstractContextManager[Any]:
 
 
 def in_turn(
-    steps: Mapping[str, Callable[[], None]], device: torch.device, rounds: int, warmup: int = 2
+    steps: Mapping[str, Callable[[], None]], device: torch.device, rounds: int, warmup: int = 2, spare: float = 0.0
 ) -> dict[str, list[float]]:
     """Run steps by turns, so that whatever else the machine does falls on all of them alike.
 
@@ -38,12 +40,18 @@ def in_turn(
         device (torch.device): Where it runs.
         rounds (int): Times that each is run.
         warmup (int): Rounds before that, which are not counted.
+        spare (float): Seconds within which up to `MOST` rounds are run: short steps vary more.
 
     Returns:
         (dict[str, list[float]]): Seconds of each round by name.
     """
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(warmup + rounds):
+    begun = seconds(device)
+    for number in range(warmup + max(rounds, MOST if spare else 0)):
+        if number == warmup:
+            begun = seconds(device)
+        if number >= warmup + rounds and seconds(device) - begun >= spare:
+            break
         for name, step in steps.items():
             start = seconds(device)
             step()
