@@ -327,5 +327,14 @@ def test_progress_is_one_line_in_place_on_a_terminal_and_lines_elsewhere(tmp_pat
     ]
 
 
+def test_at_the_end_there_is_no_time_left_to_say(tmp_path: Path) -> None:
+    state, stream = State(tmp_path, "abc", runs()), io.StringIO()
+    for run in state.runs:
+        run.status = "done"
+        tell(tmp_path, run.key, 1, 1)
+    Progress(state, epochs=2, slots=1, stream=stream).show()
+    assert stream.getvalue() == "4/4 runs done\n"
+
+
 def test_clock() -> None:
     assert [clock(s) for s in (0, 45.4, 600, 11_100)] == ["0 s", "45 s", "10 min", "3 h 05 min"]

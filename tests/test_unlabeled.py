@@ -288,6 +288,14 @@ def test_labelled_and_validation_images_are_left_out_and_that_is_said(
     assert "4 validation or test images among them are left out" in line
 
 
+def test_the_rest_leaves_out_nothing_that_has_to_be_said(
+    tmp_path: Path, data: Path, tiny_teacher: Teacher, said: list[str]
+) -> None:
+    run(tmp_path, data, tiny_teacher("yolov8n"))
+    (line,) = [line for line in said if line.startswith("kd_unlabeled")]
+    assert line.endswith("6 images without labels join 2 with labels, 3 and 1 in each batch")
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

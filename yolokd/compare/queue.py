@@ -221,7 +221,7 @@ class Progress:
         if line == self.shown and age < (1.0 if self.terminal else QUIET):
             return
         left = self.seconds_left()
-        text = line if left is None else f"{line}, about {clock(left)} left"
+        text = f"{line}, about {clock(left)} left" if left else line
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1
             self.stream.write(f"\r{text[:width]:<{width}}")

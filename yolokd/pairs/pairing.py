@@ -69,7 +69,8 @@ def link(
     if needs_classes and unknown:
         LOGGER.warning(
             f"distillation: the teacher does not know {', '.join(unknown[:5])}{'...' if len(unknown) > 5 else ''}; "
-            f"{'+'.join(needs_classes)} act on the {len(pairs)} class{'es' * (len(pairs) > 1)} that it knows"
+            f"{'+'.join(needs_classes)} act{'s' * (len(needs_classes) == 1)} on the {len(pairs)} "
+            f"class{'es' * (len(pairs) > 1)} that it knows"
         )
     identity = pairs == [(i, i) for i in range(len(names))] and len(teacher.names) == len(names)
     whole = identity or not pairs

@@ -111,6 +111,8 @@ def unlabeled_files(value: Any, train: Any, labeled: Iterable[str], held_out: An
         why = " and ".join(f"{count} are {name}" for name, count in left_out.items() if count)
         fix = "set fraction= below 1" if value == REST else "give a folder with other images, or fraction= below 1"
         raise UserError(f"kd_unlabeled={value}: no image is left: of {len(found)}, {why}; {fix}")
+    if value == REST:  # which means that they are left out
+        del left_out["labelled training images"]
     return kept, {name: count for name, count in left_out.items() if count}
 
 
