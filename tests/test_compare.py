@@ -540,7 +540,9 @@ def test_an_interruption_leaves_the_results_so_far(
     before = (root / "results.json").read_bytes()
     monkeypatch.setattr("yolokd.compare.run_queue", interrupted)
     assert cli.main([*words, "retry"]) == cli.INTERRUPTED
-    assert f"the same command goes on; so far: {root / 'results.json'}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == f"interrupted; the same command goes on; so far: {root / 'results.json'}"
+    assert said.count("interrupted") == 1
     assert [arm["name"] for arm in read_json(root / "results.json")["arms"]] == ["none", "pcd"]
     (root / "results.json").write_bytes(before)
 
@@ -567,7 +569,7 @@ def test_a_failed_run_and_a_failed_report_are_said_and_the_results_are_written(
     words = [f"project={tmp_path}" if word.startswith("project=") else word for word in finished[1]]
     assert cli.main(words) == cli.FAILED
     said = capsys.readouterr().err
-    assert "1 runs failed; the same command with retry=True runs them again" in said
+    assert "1 run failed; the same command with retry=True runs it again" in said
     assert f"{root / 'results.json'} is written, the report is not: OSError: no room" in said
     runs = {arm["name"]: [run["status"] for run in arm["runs"]] for arm in read_json(root / "results.json")["arms"]}
     assert runs == {"none": ["done", "done"], "pcd": ["done", "failed"]}

@@ -214,6 +214,14 @@ def test_failures_and_open_runs_are_told_first(results, page):
     open_["arms"][2]["runs"][1] |= {"status": "pending", "metrics": None}
     assert any("1 of 10 runs are not finished" in note for note in words.notes(open_))
     assert words.notes(made_up_results(fail=False)) == []
+
+
+def test_a_plain_run_that_has_hardly_learned_is_said_before_the_numbers_are_believed():
+    """All that starts from a teacher's weights beats it, whatever the end would be."""
+    results = made_up_results(fail=False)
+    for ap, said in ((0.0024, True), (0.3, False)):
+        view.find(results, "none")["mean"]["ap"] = ap
+        assert any("Plain training has 0.24 AP: it has hardly begun" in note for note in words.notes(results)) is said
     assert "Before you rely" not in html(made_up_results(fail=False))
 
 

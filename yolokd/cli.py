@@ -232,8 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _trace()
         print(f"yolokd: {printable(error)}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -114,9 +114,9 @@ def compare(
         print(f"comparison in {root}", flush=True)
         try:
             run_queue(state, _worker(slots), len(slots), int(plan["arguments"]["epochs"]))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             write_json(root / "results.json", from_compare(root))
-            print(f"interrupted; the same command goes on; so far: {root / 'results.json'}", file=sys.stderr)
+            stop.args = (f"interrupted; the same command goes on; so far: {root / 'results.json'}",)
             raise
         results = from_compare(root)
         write_json(root / "results.json", results)
@@ -154,7 +154,8 @@ def run_words(words: list[str]) -> int:
     result = compare(**{key: value for key, value in given.items() if value is not None or key == "methods"})
     print(result)
     if result.failed:
-        print(f"{len(result.failed)} runs failed; the same command with retry=True runs them again", file=sys.stderr)
+        failed, again = ("1 run", "it") if len(result.failed) == 1 else (f"{len(result.failed)} runs", "them")
+        print(f"{failed} failed; the same command with retry=True runs {again} again", file=sys.stderr)
     return FAILED if result.failed else DONE
 
 

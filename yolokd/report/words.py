@@ -24,6 +24,7 @@ HOW_TO_READ = (
     "Time per step is relative to plain training with the same seed. Differences per class and per size are not "
     "tested; with few objects they are mostly noise.",
 )
+UNTRAINED = 0.01  # AP below which a model has found next to nothing
 
 
 def headline(results: view.Results) -> str:
@@ -87,6 +88,12 @@ def notes(results: view.Results) -> list[str]:
             text = f"{arm['name']}, seed {run.get('seed')}: the run failed: {run.get('error') or 'unknown error'}"
             if run.get("status") == "failed" and not any(str(run.get("error") or "\0") in line for line in said):
                 said.append(text)
+    plain = view.mean(view.find(results, "none") or {}, "ap")
+    if plain is not None and plain < UNTRAINED and view.distilled(results):
+        said.append(
+            f"Plain training has {view.points(plain)} AP: it has hardly begun to learn. A difference to it tells which "
+            f"arm begins earlier, not which one ends higher; train for more epochs to see that."
+        )
     if len({len(view.done(arm)) for arm in view.arms(results)}) > 1:
         said.append("The arms do not have the same number of finished runs: compare the differences, not the means.")
     return [text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text for text in said]
