@@ -1033,6 +1033,16 @@ def test_two_teacher_objects_are_written_down(tmp_path: Path, tiny_data: Path) -
     assert all(Path(path).exists() for path in trainer.args.teacher)
 
 
+def test_args_yaml_names_a_teacher_that_is_found_from_elsewhere(
+    tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports read it there, wherever they are asked for."""
+    file = Path(shutil.copy(tiny_teacher("yolov8n"), tmp_path / "mine.pt"))
+    monkeypatch.chdir(tmp_path)
+    trainer = set_up(tmp_path, tiny_data, teacher="mine.pt")
+    assert YAML.load(trainer.save_dir / "args.yaml")["teacher"] == trainer.args.teacher == str(file)
+
+
 def test_a_teacher_may_be_named_without_its_ending(tmp_path: Path, tiny_data: Path, tiny_teacher: Teacher) -> None:
     """As on the command line."""
     file = Path(shutil.copy(tiny_teacher("yolov8n"), tmp_path / "mine.pt"))

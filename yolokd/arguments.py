@@ -12,6 +12,8 @@ from torch import nn
 from ultralytics.cfg import cfg2dict, get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, YAML
+from ultralytics.utils.checks import check_model_file_from_stem
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import autocast
 
 from yolokd import config
@@ -44,6 +46,19 @@ def _located(value: Any) -> Any:
         return [_located(item) for item in value]
     known = isinstance(value, (str, Path)) and value not in {"", config.REST} and Path(value).exists()
     return os.path.abspath(value) if known else value
+
+
+def _teacher_files(value: Any, method: str) -> Any:
+    """Return the whole paths of teachers that lie on this machine, once each is seen to be a checkpoint.
+
+    Those that the host knows how to fetch keep their names.
+    """
+    found = []
+    for name in (str(check_model_file_from_stem(item)) for item in as_list(value)):
+        remote = "://" in name or (Path(name).name in GITHUB_ASSETS_NAMES and not Path(name).exists())
+        file = name if remote or method == "none" else weights("teacher", name)
+        found.append(str(Path(file).resolve()) if Path(file).exists() else file)
+    return found if isinstance(value, list) else found[0]
 
 
 class Configured(_Host):
@@ -101,6 +116,8 @@ class Configured(_Host):
                 raise UserError(
                     "teacher_epochs= fine-tunes weights from a file, e.g. teacher=yolov8x.pt; give the file"
                 )
+            if merged["teacher"] and not self.teacher_objects:
+                overrides["teacher"] = _teacher_files(merged["teacher"], merged["method"])
             if config.methods(merged["method"]) == ("ultralytics",):
                 if self.teacher_objects:
                     raise UserError("method=ultralytics takes its teacher as a weights file, e.g. teacher=yolov8x.pt")
@@ -114,7 +131,8 @@ class Configured(_Host):
             with loading(safe, what=f"resume={resumed}", file=resumed):
                 super().__init__(config.merged_base(base), overrides, _callbacks)
             self.methods, self.fits = self._with_a_gain(config.terms(self.args.method)), self.args.method == "fit"
-            self._locate_teachers()
+            if self.resume and self.args.teacher and not self.teacher_objects:
+                self.args.teacher = _teacher_files(self.args.teacher, self.args.method)
             self._check_precision()
             if self._begun and RANK in {-1, 0}:  # what the run began with, where the host writes what it goes on with
                 kept = {key: self._begun[key] for key in BEGINNING if key in self._begun}
@@ -165,14 +183,6 @@ class Configured(_Host):
                 raise UserError(
                     f"amp=bf16 needs a GPU with native bfloat16, which device={self.device.type} has not; leave amp out"
                 ) from error
-
-    def _locate_teachers(self) -> None:
-        """Keep absolute paths of teachers that lie on this machine."""
-        teacher = self.args.teacher
-        if teacher and not self.teacher_objects:
-            files = [weights("teacher", name) if self.args.method != "none" else name for name in as_list(teacher)]
-            found = [str(Path(file).resolve()) if Path(file).exists() else file for file in files]
-            self.args.teacher = found if isinstance(teacher, list) else found[0]
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Resume with the checkpoint's own keys; of ours `teacher` may be given anew, and trust must be."""
