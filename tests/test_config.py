@@ -273,7 +273,7 @@ def test_methods_with_a_term_of_their_own():
         ("pcd,ckd", "did you mean pcd+ckd? Methods: dfmsd"),
         ("[pcd,ckd]", "names joined by +, e.g. method=pcd+ckd"),
         (5, "names joined by +"),
-        (["pcd"], "names joined by +"),
+        (["pcd"], "names joined by +, e.g. method=pcd"),
         (["pcd", "ckd"], "e.g. method=pcd+ckd"),
         ("", "names joined by +"),
     ],

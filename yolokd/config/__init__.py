@@ -54,7 +54,7 @@ def methods(value: Any) -> tuple[str, ...]:
         return ()
     words = re.findall(r"\w+", str(value))
     if not isinstance(value, str) or not words or value.strip()[0] in "[(":
-        example = "+".join(words) if len(words) > 1 and set(words) <= set(METHODS) else "dfmsd+pcd"
+        example = "+".join(words) if words and set(words) <= set(METHODS) else "dfmsd+pcd"
         raise UserError(f"method={value} is not valid: it must be names joined by +, e.g. method={example}")
     names = [name.strip() for name in value.split("+")]
     if set(names) <= set(METHODS) and len(set(names)) == len(names):
