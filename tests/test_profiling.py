@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +19,7 @@ from yolokd.costs.profiling import BUILT_IN, MEAN, OURS, PLAIN, REST, Stopwatch,
 from yolokd.costs.rehearsal import Rehearsal
 from yolokd.costs.timing import MOST, in_turn, ratio
 from yolokd.criterion import DistillationLoss
-from yolokd.memory import give_back, kept_between_steps, peak_bytes
+from yolokd.memory import give_back, peak_bytes
 
 pytestmark = pytest.mark.usefixtures("own_start")
 
@@ -262,42 +259,9 @@ def test_where_it_cannot_be_given_back_nothing_happens(monkeypatch: pytest.Monke
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(memory.ctypes, "CDLL", missing)
-    memory._library.cache_clear()
+    memory._trim.cache_clear()
     try:
         give_back()
-        with kept_between_steps(torch.device("cpu")):
-            assert memory._library() is None
+        assert memory._trim() is None
     finally:
-        memory._library.cache_clear()
-
-
-CYCLES = """
-import resource, psutil, torch
-from yolokd.memory import kept_between_steps
-
-def step():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(5 * 2**20) for _ in range(8)]  # 20 MiB each
-    del blocks
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-with kept_between_steps(torch.device("cpu")):
-    step(), step(), step()
-    print(step())
-    held = psutil.Process().memory_info().rss
-print(held - psutil.Process().memory_info().rss)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library cannot be asked for it")
-def test_what_a_step_frees_is_kept_for_the_next_one_and_given_back_in_the_end() -> None:
-    """160 MiB, or some 40,000 pages, which by default may all be mapped anew in each step."""
-    plain = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
-
-    def cycles(**more: str) -> list[int]:
-        done = subprocess.run([sys.executable, "-c", CYCLES], env={**plain, **more}, capture_output=True, text=True)
-        return [int(line) for line in done.stdout.split()]
-
-    faults, returned = cycles()
-    assert faults < 100 and returned > 100 * 2**20
-    assert cycles(MALLOC_TRIM_THRESHOLD_="131072")[0] > 10_000  # a user's own limit stands
+        memory._trim.cache_clear()

@@ -1,12 +1,10 @@
-"""What memory a process has used at most, and how it is kept and given back."""
+"""What memory a process has used at most, and how it is given back."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +12,6 @@ from typing import Any, TypeVar
 import torch
 
 Found = TypeVar("Found")
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
-LIMITS = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -51,36 +47,14 @@ def give_back() -> None:
     """Return freed memory that torch and the C library keep for later; nothing where they cannot be asked to."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    if library := _library():
-        library.malloc_trim(0)
-
-
-@contextmanager
-def kept_between_steps(device: torch.device) -> Iterator[None]:
-    """Let the C library keep what a step on the CPU frees for the next one, and give it back in the end.
-
-    By default it returns more than 64 MiB at a time to the system, which every level that is differentiated by itself
-    would do, and has it mapped anew at once. The largest memory stays what it is. What a user says of the library's
-    limits in the environment is left as it is.
-    """
-    library = None if device.type != "cpu" or os.environ.keys() & LIMITS else _library()
-    if library is None:
-        yield
-        return
-    library.mallopt(MMAP_THRESHOLD, 32 << 20)  # its own largest, which it comes to by itself as long as none is set
-    library.mallopt(TRIM_THRESHOLD, 1 << 30)
-    try:
-        yield
-    finally:
-        library.mallopt(TRIM_THRESHOLD, 64 << 20)
-        library.malloc_trim(0)
+    trim = _trim()
+    if trim:
+        trim(0)
 
 
 @cache
-def _library() -> Any:
-    """Return the GNU C library, or None where there is another."""
+def _trim() -> Any:
     try:
-        library = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
-        return library if hasattr(library, "malloc_trim") else None
-    except OSError:
+        return ctypes.CDLL("libc.so.6").malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library, e.g. musl
         return None

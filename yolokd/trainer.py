@@ -20,7 +20,7 @@ from yolokd import config, preflight
 from yolokd.arguments import Configured
 from yolokd.clipping import clip_adapters
 from yolokd.errors import UserError
-from yolokd.memory import give_back, kept_between_steps
+from yolokd.memory import give_back
 from yolokd.models import class_names
 from yolokd.pairs.assembly import build_criterion, check_pairs
 from yolokd.rng import preserved_rng
@@ -80,8 +80,7 @@ class Distilling(Configured, Ending, Beginning, Feeding):
                 with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
                     self.args.teacher = save_teachers(self.teacher_objects, Path(folder))
                     return super().train()
-            with kept_between_steps(self.device):
-                return super().train()
+            return super().train()
         except BaseException as error:
             if isinstance(error, UserError):
                 discard_run(self)
