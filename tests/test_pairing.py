@@ -14,7 +14,7 @@ from yolokd.errors import UserError
 from yolokd.losses import LOSSES, build
 from yolokd.outputs import read_output
 from yolokd.pairs.assembly import build_criterion, stage_shares, unit_shares
-from yolokd.pairs.pairing import link
+from yolokd.pairs.pairing import check_grid, link
 from yolokd.taps import Pair
 from yolokd.teachers.teacher import Teacher, load_teacher
 from yolokd.terms.schedule import Stages
@@ -95,6 +95,12 @@ def test_classes_in_another_order_are_paired_by_name() -> None:
     assert found.teacher_view.classes == (2, 3, 0)
 
 
+def test_of_a_teacher_that_knows_more_behind_the_datas_classes_these_are_taken() -> None:
+    student, criterion = tiny_criterion("pcd", "yolov8n", tiny_model(names=(*NAMES, "dog"), seed=2))
+    assert criterion.links[0].teacher_view.classes == criterion.links[0].student_view.classes == (0, 1, 2)
+    assert float(student(tiny_batch())[1]["pcd_loss"]) > 0
+
+
 def test_permuted_classes_give_the_same_term_as_classes_in_order() -> None:
     """The same teacher with its class outputs and names permuted teaches the same."""
     order = [2, 0, 1]
@@ -120,6 +126,31 @@ def test_partly_known_classes_act_and_are_said(said: list[str]) -> None:
     assert criterion.methods["pcd"][0].pair.num_classes == 2
     assert any("does not know triangle_up; pcd acts on the 2 classes" in message for message in said)
     assert float(student(tiny_batch())[1]["pcd_loss"]) > 0
+
+
+def test_unknown_classes_are_not_spoken_of_where_no_method_reads_classes(said: list[str]) -> None:
+    link(tiny_model(), SAME, teacher_of(names=("square", "dog", "circle")), None, [])
+    assert not any("does not know" in message for message in said)
+
+
+@pytest.mark.parametrize(
+    ("methods", "args", "message"),
+    [
+        (
+            ["ld"],
+            {"teacher_imgsz": 96},
+            r"^method=ld compares .*strides \[8, 16, 32\].*method=bckd, or leave out teacher_imgsz$",
+        ),
+        (["bckd", "crosskd"], {"rect": True}, r"^method=crosskd sends .*use method=bckd, or leave out rect$"),
+        (["crosskd", "pkd", "ld"], {}, r"^method=ld .*use method=pkd$"),
+    ],
+)
+def test_methods_that_need_the_same_grid_are_refused_wherever_they_stand(
+    methods: list[str], args: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_grid(methods, teacher_of(), tiny_args(**args))
+    check_grid(["bckd", "pcd", "dfmsd"], teacher_of(), tiny_args(**args))
 
 
 @pytest.mark.parametrize("classes, expected", [([0], (0,)), (2, (2,)), ([2, 0], (0, 2))])
