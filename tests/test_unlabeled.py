@@ -655,3 +655,19 @@ def test_a_one_to_one_branch_is_taught_by_a_teacher_without_one_where_there_are_
     head = model.model[-1]
     for layers in (head.one2one_cv2, head.one2one_cv3):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in layers.parameters())
+
+
+def test_a_one_to_one_branch_is_taught_by_its_like_as_that_answers() -> None:
+    """A teacher with such a branch answers at one anchor of an object already: nothing of it is changed."""
+    model, criterion = tiny_criterion("bckd", "yolo26n", "yolo26n", kd_unlabeled="rest")
+    batch = tiny_batch(images=2)
+    batch = {**batch, LABELED: 0, **{key: batch[key][:0] for key in ("cls", "bboxes", "batch_idx")}}
+    module, teacher = criterion.methods["bckd"][0], criterion.links[0].teacher
+    calls: list[Any] = []
+    plain = module.parts
+    module.parts = lambda *given: calls.append(given) or plain(*given)
+    model(batch)
+    (_, many, _), (_, single, _) = calls
+    raw = teacher(batch["img"])
+    torch.testing.assert_close(single.logits, raw.branches["one2one"].logits)
+    torch.testing.assert_close(many.logits, raw.branches["one2many"].logits)
