@@ -7,11 +7,15 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tiny import NAMES, tiny_batch, tiny_criterion, tiny_model
+from tests.tiny import NAMES, tiny_args, tiny_batch, tiny_criterion, tiny_model
 from yolokd.errors import UserError
 from yolokd.outputs import read_output
 from yolokd.pairs.levels import onto_grid, pair_levels
+from yolokd.pairs.link import is_resampled
+from yolokd.pairs.pairing import link
 from yolokd.taps import Taps
+from yolokd.teachers.images import Sight
+from yolokd.teachers.teacher import Teacher, load_teacher
 
 
 @pytest.mark.parametrize(
@@ -238,3 +242,16 @@ def test_resampled_levels_are_said(said: list[str]) -> None:
     said.clear()
     tiny_criterion("dfmsd", "yolov8n", tiny_model("yolov8n", names=NAMES, seed=2))
     assert not any("levels" in message or "resampled" in message for message in said)
+
+
+@pytest.mark.parametrize(
+    ("key", "resampled"), [("", False), ("multi_scale", True), ("rect", True), ("kd_val", True), ("plots", False)]
+)
+def test_a_teacher_of_coarser_levels_is_resampled_where_batches_differ_in_size(key: str, resampled: bool) -> None:
+    """Sides of 32 k pixels fit the student's stride of 32, but not the teacher's of 64."""
+    args = tiny_args(**({key: 0.5 if key == "multi_scale" else True} if key else {}))
+    for name, multiple, expected in (("yolov8n-p6", 64, resampled), ("yolov8n", 32, False)):
+        teacher = Teacher(*load_teacher(tiny_model(name, seed=2)))
+        teacher.sight = Sight(multiple=multiple)
+        found = link(tiny_model(), dict(enumerate(NAMES)), teacher, None, [])
+        assert is_resampled(found, args) is expected
