@@ -13,7 +13,7 @@ from torch import nn
 from yolokd.losses.base import DistillLoss
 from yolokd.ops.adapters import Adapters, Generator, as_float, standardize
 from yolokd.ops.attention import cell_mask, cell_mean, keep_grids, log_attentions, quantile_mask
-from yolokd.ops.eager import eager, level_mean
+from yolokd.ops.eager import eager_sum, level_mean
 from yolokd.taps import Pair, Taps, Targets
 
 Weight = Literal["soft", "binary"]
@@ -40,11 +40,11 @@ def pyramid_generation(
     """
     masked, wanted = adapted * channel_mask, as_float(teacher.detach())
 
-    def error(given: torch.Tensor) -> torch.Tensor:
-        return F.mse_loss(as_float(generator(given)), wanted)
+    def error(mask: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(as_float(generator(given * mask)), wanted)
 
-    errors = [eager(error, [masked * mask], generator.parameters()) for mask in spatial_masks]
-    return torch.stack(errors).mean()
+    errors = [partial(error, mask) for mask in spatial_masks]
+    return eager_sum(errors, [masked], generator.parameters()) / len(errors)
 
 
 def discrepancy(adapted: torch.Tensor, teacher: torch.Tensor, grids: Sequence[int]) -> torch.Tensor:
@@ -199,16 +199,17 @@ class SAMKDLoss(DistillLoss):
 
     def _level(self, weights: list[torch.Tensor], index: int, raw: torch.Tensor, feat: torch.Tensor) -> torch.Tensor:
         """Return a level's masked feature term, or how well its map fits, and add its region weights to the list."""
-        adapted, wanted = self.adapters[index](feat), raw
+        adapted = self.adapters[index](feat)
         spatial, channel = log_attentions(raw, self.temperature)
-        aligned = adapted, wanted
+        aligned = adapted, raw
         if self.align or self.part_gains["logit"]:
-            aligned = standardize(adapted), standardize(wanted)
+            known = standardize(raw)  # first, while the adapted map has no graph beside it
+            aligned = standardize(adapted), known
         if self.part_gains["logit"]:
             weights.append(self.region_weight(*aligned, spatial.exp()).flatten(1))  # (B, 1, H, W) -> (B, H * W)
         if not self.generators:
             return F.mse_loss(*aligned)
-        adapted, wanted = aligned if self.align else (adapted, wanted)
+        adapted, wanted = aligned if self.align else (adapted, raw)
         spatial_masks, channel_mask = self.masks(spatial, channel)
         return pyramid_generation(adapted, wanted, list(spatial_masks.values()), channel_mask, self.generators[index])
 

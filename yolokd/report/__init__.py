@@ -121,6 +121,8 @@ def run_report(words: Sequence[str]) -> int:
     Raises:
         UserError: If nothing can be reported.
     """
+    from ultralytics.cfg import smart_value
+
     from yolokd.config.consistency import check_device
     from yolokd.text import reason
 
@@ -132,6 +134,8 @@ def run_report(words: Sequence[str]) -> int:
         )
     if empty := [key for key in KEYS if options.get(key) == ""]:
         raise UserError(f"{empty[0]}= is empty; leave it out, or give it, e.g. {empty[0]}={KEYS[empty[0]]}")
+    if trust.KEY in options:
+        options[trust.KEY] = smart_value(options[trust.KEY])
     safe, (split, device) = trust.take(options), (options.get(key) for key in ("split", "device"))
     check_device(device)
     if not folders:
